@@ -1,0 +1,1 @@
+"""The `assistq` command: one file a group of commands."""

@@ -1,0 +1,91 @@
+"""`assistq status` and `assistq results`: a batch while it runs, and after."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Literal, cast
+
+import click
+
+from producer.bulk.results import write_results
+from producer.cli import access
+from producer.cli.console import BatchProgress, batch_json, batches_table, err, out, print_json, say
+from producer.client import Producer
+from producer.records import Records
+from schemas.batch import BatchStatus
+from schemas.errors import InputError
+from schemas.settings import Settings
+
+_LISTED = 20
+
+
+@click.command()
+@click.argument("batch_id", metavar="[BATCH]", required=False)
+@click.option("--watch", is_flag=True, help="Show the progress until the batch ends.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def status(batch_id: str | None, *, watch: bool, as_json: bool) -> None:
+    """Show the counts of BATCH, or the latest batches."""
+    settings = Settings.from_env()
+    with access.database(settings) as engine, access.queue(settings) as producer:
+        records = Records(engine)
+        if batch_id is None:
+            known = _latest(producer, records)
+            if as_json:
+                print_json([batch_json(each) for each in known])
+            else:
+                out.print(batches_table(known))
+            return
+        current = _find(producer, records, batch_id)
+        if watch and not current.ended and producer is not None:
+            current = _watch(producer, current)
+        if as_json:
+            print_json(batch_json(current))
+            return
+        out.print(batches_table([current]))
+        for fault in producer.lane_faults(current.workspace) if producer and not current.ended else []:
+            err.print(f"standing still ({fault.code}): {fault.reason}", markup=False)
+
+
+@click.command()
+@click.argument("batch_id", metavar="BATCH")
+@click.option("--format", "format_", type=click.Choice(["csv", "jsonl"]), help="[default: by the suffix of --out, else csv]")
+@click.option("--out", "out_path", type=click.Path(path_type=Path), help="File to write; standard output without it.")
+def results(batch_id: str, *, format_: str | None, out_path: Path | None) -> None:
+    """Write the results of BATCH in the order of its rows, as far as they are there."""
+    settings = Settings.from_env()
+    if format_ is None:
+        format_ = "jsonl" if out_path is not None and out_path.suffix == ".jsonl" else "csv"
+    with access.database(settings) as engine:
+        records = Records(engine)
+        with access.queue(settings) as producer:
+            current = _find(producer, records, batch_id)
+        count = write_results(
+            records.results(batch_id), out_path or sys.stdout, format=cast('Literal["csv", "jsonl"]', format_)
+        )
+    if out_path is not None:
+        say(f"{count} results: {out_path}")
+    if not current.ended:
+        say(f"the batch has not ended: {count} of {current.total or '?'} rows have a result so far")
+
+
+def _find(producer: Producer | None, records: Records, batch_id: str) -> BatchStatus:
+    current = producer.batch(batch_id).status() if producer else None
+    current = current or records.batch(batch_id)
+    if current is None:
+        raise InputError(f"batch '{batch_id}' is not known", mend="`assistq status` lists the batches")
+    return current
+
+
+def _latest(producer: Producer | None, records: Records) -> list[BatchStatus]:
+    unfinished = producer.open_batches()[-_LISTED:] if producer else []
+    return [*reversed(unfinished), *records.batches(_LISTED)]
+
+
+def _watch(producer: Producer, current: BatchStatus) -> BatchStatus:
+    with BatchProgress(rows=current.total or current.enqueued, already=current.finished) as progress:
+        for each in producer.batch(current.batch_id).watch():
+            current = each
+            faults = producer.lane_faults(current.workspace)
+            progress.update(current, note=faults[0].reason if faults else "")
+    return current

@@ -1,0 +1,262 @@
+"""`assistq run`: everything in one process tree, from a file to a file."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import click
+
+from producer.assistants import Assistants
+from producer.bulk import assistant_file
+from producer.bulk.results import write_results
+from producer.cli import access
+from producer.cli.console import BatchProgress, batch_json, out, print_json, results_table, say
+from producer.cli.source import Source, check_rows, is_assistant_file, load
+from producer.client import BatchHandle, Producer
+from producer.embedded.procfile import DEFAULT_PROCFILE
+from producer.embedded.system import System, running
+from producer.records import Records
+from schemas.batch import BatchStatus
+from schemas.errors import InputError, ProducerError
+from schemas.lane import LaneFault
+from schemas.outcome import Code, Status
+from schemas.settings import Settings
+from schemas.webhook import DeliveryState
+
+EXIT_SOME_NOT_SUCCEEDED = 3
+EXIT_WALL = 4
+# A provider that cannot be reached is given this long: before anything has succeeded, and after.
+PATIENCE_AT_FIRST_S = 10.0
+PATIENCE_S = 60.0
+# The end of the batch starts the first attempt at its webhook, which may take its time-out.
+_WEBHOOK_PATIENCE_S = 30.0
+_LOOK_EVERY_S = 0.25
+_STOP_GRACE_S = 35.0
+_WORKER = DEFAULT_PROCFILE.partition(":")[2].strip()
+
+
+@dataclass(frozen=True, slots=True)
+class Wall:
+    """Why the run stopped although jobs are left."""
+
+    fault: LaneFault
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--assistant", required=True, help="Assistant file (YAML), or the address of a stored assistant.")
+@click.option("--out", "out_path", type=click.Path(path_type=Path), help="Results file, .csv or .jsonl. [default: beside FILE]")
+@click.option("--webhook", metavar="URL", help="Called once, signed, when the batch ends.")
+@click.option("--skip-bad-rows", is_flag=True, help="Run the good rows; each bad one is in the results with its error.")
+@click.option("--again", is_flag=True, help="Run all rows anew, even if this file was run with this assistant before.")
+@click.option("--expect", metavar="COLUMN", help="Compare the outputs with this column of FILE, and show the accuracy.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON instead of tables.")
+def run(
+    file: Path,
+    assistant: str,
+    *,
+    out_path: Path | None,
+    webhook: str | None,
+    skip_bad_rows: bool,
+    again: bool,
+    expect: str | None,
+    as_json: bool,
+) -> None:
+    """Run every row of FILE (CSV or JSONL) through an assistant and write the results.
+
+    Starts what is not configured: a queue, workers, and without ASSISTQ_PROVIDER_BASE_URL
+    the local model. Run the same command again after an interruption: it goes on where it
+    stopped and pays for nothing twice.
+    """
+    began_s = time.monotonic()
+    settings = Settings.from_env()
+    out_path = _results_path(file, out_path)
+    if is_assistant_file(assistant):
+        # Refuse a bad file before anything is started or stored.
+        check_rows(file, assistant_file.load(Path(assistant)), skip_bad_rows=True)
+    with access.database(settings) as engine:
+        config, version = load(assistant, Assistants(engine))
+        source = Source(path=file, config=config, version=version, checked=check_rows(file, config, skip_bad_rows=skip_bad_rows))
+        expected = None if expect is None else _expected(source, expect)
+        records = Records(engine)
+        batch_id = source.batch_id + (f"_{datetime.now(UTC):%Y%m%dT%H%M%S}" if again else "")
+        status = records.batch(batch_id)
+        if status is None:
+            status = _run_batch(settings, source, batch_id=batch_id, webhook=webhook, records=records)
+        else:
+            say(f"all {status.total} rows were run before (batch {batch_id}); --again runs them anew")
+        if isinstance(status, Wall):
+            _tell_wall(status)
+            raise SystemExit(EXIT_WALL)
+        write_results(records.results(batch_id), out_path, format="jsonl" if out_path.suffix == ".jsonl" else "csv")
+        accuracy = None if expected is None else _accuracy(expected, records, batch_id)
+        _report(status, records, out_path=out_path, accuracy=accuracy, took_s=time.monotonic() - began_s, as_json=as_json)
+    if status.counts.get(Status.SUCCEEDED, 0) < status.finished:
+        raise SystemExit(EXIT_SOME_NOT_SUCCEEDED)
+
+
+def _run_batch(
+    settings: Settings, source: Source, *, batch_id: str, webhook: str | None, records: Records
+) -> BatchStatus | Wall:
+    with running(
+        settings, commands={"worker": _WORKER}, say=say, log_dir=settings.data_dir / "log", grace_s=_STOP_GRACE_S
+    ) as system:
+        producer = Producer.from_settings(settings, redis_url=system.redis_url)
+        try:
+            with _second_signal_kills(system):
+                return _submit_and_watch(producer, system, source, batch_id=batch_id, webhook=webhook, records=records)
+        finally:
+            producer.close()
+
+
+def _submit_and_watch(
+    producer: Producer, system: System, source: Source, *, batch_id: str, webhook: str | None, records: Records
+) -> BatchStatus | Wall:
+    before = producer.batch(batch_id).status()
+    if before is not None:
+        say(f"going on with batch {batch_id}: {before.finished} of {source.checked.rows} rows are done")
+        producer.forget_lane_faults(next(iter(source.jobs_only())))
+    if before is None or before.total is None:
+        batch = producer.enqueue_many(source.jobs(), batch_id=batch_id, webhook=webhook, label=source.path.name)
+    else:
+        batch = producer.batch(batch_id)
+    ended = _watch(producer, batch, system, source, already=before.finished if before else 0)
+    if isinstance(ended, BatchStatus) and ended.webhook:
+        _await_webhook(records, batch_id)
+    return ended
+
+
+def _watch(producer: Producer, batch: BatchHandle, system: System, source: Source, *, already: int) -> BatchStatus | Wall:
+    at_work = f"{system.processes} processes x {system.threads} threads"
+    model = source.config.model or system.endpoint.model
+    say(f"batch {batch.id}: {source.checked.rows} rows, {at_work}, model {model}")
+    last: BatchStatus | None = None
+    with BatchProgress(rows=source.checked.rows, already=already) as progress:
+        for status in batch.watch(interval_s=_LOOK_EVERY_S):
+            system.check()
+            faults = producer.lane_faults(source.config.workspace)
+            progress.update(status, note=faults[0].reason if faults else "")
+            last = status
+            progressed = status.counts.get(Status.SUCCEEDED, 0) > already
+            wall = next((fault for fault in faults if _is_wall(fault, progressed=progressed)), None)
+            if wall is not None and not status.ended:
+                return Wall(fault=wall)
+    if last is None:
+        raise ProducerError(f"batch {batch.id} vanished from Redis")
+    return last
+
+
+def _is_wall(fault: LaneFault, *, progressed: bool) -> bool:
+    if fault.code is not Code.PROVIDER_UNREACHABLE:
+        return True
+    stands_s = time.time() - fault.since_ms / 1000
+    return stands_s > (PATIENCE_S if progressed else PATIENCE_AT_FIRST_S)
+
+
+def _tell_wall(wall: Wall) -> None:
+    mend = {
+        Code.PROVIDER_UNREACHABLE: "check ASSISTQ_PROVIDER_BASE_URL and the network",
+        Code.KEY_REFUSED: "check ASSISTQ_PROVIDER_API_KEY",
+        Code.MODEL_UNKNOWN: "check `model` in the assistant file, ASSISTQ_MODEL and ASSISTQ_PROVIDER_BASE_URL",
+        Code.QUOTA_EXHAUSTED: "the account has no credit left",
+    }.get(wall.fault.code, "see the provider's words")
+    say(f"stopped: {wall.fault.reason}")
+    say(f"{mend}. Every job is kept: run the same command again to go on")
+
+
+def _await_webhook(records: Records, batch_id: str) -> None:
+    """Wait until the batch's webhook was attempted once, and tell how it went."""
+    deadline_s = time.monotonic() + _WEBHOOK_PATIENCE_S
+    while time.monotonic() < deadline_s:
+        for delivery in records.deliveries(batch_id=batch_id, limit=1):
+            if delivery.state == DeliveryState.DELIVERED:
+                say(f"webhook delivered: HTTP {delivery.last_status} from {delivery.url}")
+                return
+            if delivery.last_error is not None:
+                say(f"webhook not delivered: {delivery.last_error}; `assistq up` tries again")
+                return
+        time.sleep(_LOOK_EVERY_S)
+    say("webhook not delivered yet; `assistq up` delivers it")
+
+
+class _second_signal_kills:  # noqa: N801 - reads as a phrase where it is used
+    """After the first Ctrl-C or SIGTERM tells what is waited for; the second one waits no longer."""
+
+    def __init__(self, system: System) -> None:
+        self._system = system
+
+    def __enter__(self) -> None:
+        self._before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        for number in self._before:
+            signal.signal(number, self._first)
+
+    def __exit__(self, *exc: object) -> None:
+        if exc[0] is None:
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
+
+    def _first(self, number: int, frame: FrameType | None) -> None:
+        for each in self._before:
+            signal.signal(each, self._second)
+        say("stopping: calls in flight are finished first; once more to stop at once")
+        before = self._before[signal.Signals(number)]
+        if callable(before):
+            before(number, frame)
+
+    def _second(self, _number: int, _frame: FrameType | None) -> None:
+        for pid in self._system.supervisor.pids().values():
+            # Each child leads a process group of its own.
+            os.killpg(pid, signal.SIGKILL)
+
+
+def _results_path(file: Path, out_path: Path | None) -> Path:
+    path = out_path or file.with_name(f"{file.stem}-results.csv")
+    if path.suffix not in (".csv", ".jsonl"):
+        raise InputError(f"--out {path}: the format is told by the suffix", mend="name it .csv or .jsonl")
+    if path.absolute() == file.absolute():
+        raise InputError(f"--out {path} would overwrite the input", mend="name another file")
+    return path
+
+
+def _expected(source: Source, column: str) -> list[Any]:
+    values = [job.variables.get(column) for job in source.jobs_only()]
+    if not any(value is not None for value in values):
+        raise InputError(f"--expect {column}: no such column", file=str(source.path), line=1, mend="name one of the header's columns")
+    return values
+
+
+def _accuracy(expected: list[Any], records: Records, batch_id: str) -> tuple[int, int]:
+    """Return how many outputs equal what was expected, of how many rows."""
+    right = 0
+    for result in records.results(batch_id):
+        if result.row is not None and result.succeeded and result.output == expected[result.row]:
+            right += 1
+    return right, len(expected)
+
+
+def _report(
+    status: BatchStatus, records: Records, *, out_path: Path, accuracy: tuple[int, int] | None, took_s: float, as_json: bool
+) -> None:
+    if as_json:
+        summary = {**batch_json(status), "out": str(out_path), "took_s": round(took_s, 3)}
+        if accuracy is not None:
+            summary["accuracy"] = accuracy[0] / accuracy[1]
+        print_json(summary)
+        return
+    out.print(results_table(records.results(status.batch_id)))
+    counts = ", ".join(f"{count} {name.value}" for name, count in status.counts.items())
+    out.print(f"{status.finished} rows: {counts}")
+    if accuracy is not None:
+        out.print(f"accuracy: {accuracy[0]} of {accuracy[1]} ({accuracy[0] / accuracy[1]:.0%})")
+    out.print(
+        f"{status.requests} requests, {status.prompt_tokens} prompt + {status.completion_tokens} completion tokens, "
+        f"{took_s:.1f} s"
+    )
+    out.print(f"results: {out_path}", soft_wrap=True)

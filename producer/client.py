@@ -1,0 +1,321 @@
+"""Enqueue jobs and wait for their results; needs a Redis URL and nothing else."""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from importlib import resources
+from itertools import islice
+from typing import Any, cast
+
+import redis
+from redis.backoff import ExponentialBackoff
+from redis.retry import Retry
+
+from schemas import names
+from schemas.batch import BatchStatus
+from schemas.errors import ProducerError, ResultTimeout
+from schemas.job import InvokeJob, JobRecord, Rejection
+from schemas.lane import LaneFault
+from schemas.result import JobResult
+from schemas.settings import Settings
+
+log = logging.getLogger(__name__)
+
+CHUNK_JOBS = 500
+# How long an enqueue waits for the server's next flush to disk (it flushes each second).
+FLUSH_TIMEOUT_S = 5
+_MAX_CONNECTIONS = 512
+
+
+@dataclass(frozen=True, slots=True)
+class RejectedRow:
+    """A row that cannot run but must have its place in the batch's results."""
+
+    job: InvokeJob
+    rejection: Rejection
+
+
+class Producer:
+    """Makes jobs and reads their results; thread-safe.
+
+    An enqueue that returns has been written, and, on a server with `WAITAOF` and its
+    append-only file on, is on disk.
+    """
+
+    def __init__(self, connection: redis.Redis) -> None:
+        """Use this connection pool; replies may be bytes or text."""
+        self._redis = connection
+        self._enqueue_script = connection.register_script(_lua("enqueue.lua"))
+        self._seal_script = connection.register_script(_lua("seal.lua"))
+        self._flushes = True
+
+    @classmethod
+    def from_env(cls) -> Producer:
+        """Connect to `ASSISTQ_REDIS_URL`, or to the embedded server that `assistq up` runs here."""
+        return cls.from_settings(Settings.from_env())
+
+    @classmethod
+    def from_settings(cls, settings: Settings, *, redis_url: str | None = None) -> Producer:
+        """Connect to `redis_url`, else to the server of the settings; ProducerError if it does not answer."""
+        url = redis_url or settings.effective_redis_url
+        connection = redis.Redis.from_url(
+            url,
+            max_connections=_MAX_CONNECTIONS,
+            socket_connect_timeout=5,
+            socket_timeout=30,
+            retry=Retry(ExponentialBackoff(cap=1.0, base=0.05), 5),
+        )
+        try:
+            connection.ping()
+        except redis.RedisError as exc:
+            if settings.redis_url is None and redis_url is None:
+                raise ProducerError(
+                    f"no queue: ASSISTQ_REDIS_URL is not set and no `assistq up` runs with data directory "
+                    f"{settings.data_dir}; set ASSISTQ_REDIS_URL, or start `assistq up`"
+                ) from exc
+            raise ProducerError(
+                f"Redis does not answer at {_without_password(connection)}: {exc}; check ASSISTQ_REDIS_URL"
+            ) from exc
+        return cls(connection)
+
+    def enqueue(self, job: InvokeJob) -> JobHandle:
+        """Enqueue one job; enqueueing an id again changes nothing and returns the first one's handle."""
+        job_id = job.id or f"job_{uuid.uuid4().hex}"
+        self._send([JobRecord(id=job_id, job=job)], batch_id=None)
+        return JobHandle(self._redis, job_id)
+
+    def enqueue_many(
+        self,
+        jobs: Iterable[InvokeJob | RejectedRow],
+        *,
+        webhook: str | None = None,
+        batch_id: str | None = None,
+        label: str = "",
+    ) -> BatchHandle:
+        """Enqueue jobs as one batch, in chunks of CHUNK_JOBS, holding no more than one chunk.
+
+        The jobs start at once. The batch ends when the last of them has; then `webhook`, if
+        given, is called once. All jobs belong to one workspace. Sending the same jobs again
+        under the same `batch_id` enqueues only those that are missing. If `jobs` raises, the
+        batch stays open: send it again under its id.
+        """
+        batch_id = batch_id or f"batch_{uuid.uuid4().hex}"
+        workspace: str | None = None
+        numbered = enumerate(jobs)
+        while chunk := list(islice(numbered, CHUNK_JOBS)):
+            records = [_record(item, batch_id=batch_id, row=row) for row, item in chunk]
+            if workspace is None:
+                workspace = records[0].job.workspace
+                self._open_batch(batch_id, workspace=workspace, webhook=webhook, label=label)
+            for record in records:
+                if record.job.workspace != workspace:
+                    raise ProducerError(
+                        f"row {record.row}: workspace '{record.job.workspace}' in a batch of workspace "
+                        f"'{workspace}'; enqueue one batch a workspace"
+                    )
+            self._send(records, batch_id=batch_id, flush=False)
+        if workspace is None:
+            raise ProducerError("a batch needs at least one job; the iterable was empty")
+        self._seal(batch_id)
+        return BatchHandle(self._redis, batch_id)
+
+    def job(self, job_id: str) -> JobHandle:
+        """Return the handle of a job that was enqueued before."""
+        return JobHandle(self._redis, job_id)
+
+    def batch(self, batch_id: str) -> BatchHandle:
+        """Return the handle of a batch that was enqueued before."""
+        return BatchHandle(self._redis, batch_id)
+
+    def lane_faults(self, workspace: str) -> list[LaneFault]:
+        """Return the walls that the workspace's lanes stand before now."""
+        stored = cast("dict[bytes, bytes]", self._redis.hgetall(names.FAULTS))
+        faults = [LaneFault.model_validate_json(fault) for fault in stored.values()]
+        return [fault for fault in faults if fault.workspace == workspace]
+
+    def forget_lane_faults(self, job: InvokeJob) -> None:
+        """Let the job's line, and its workspace's lanes that stand still, be tried at once.
+
+        For whoever has just removed the wall: a new key, a provider that is back.
+        """
+        stored = cast("dict[bytes, bytes]", self._redis.hgetall(names.FAULTS))
+        with self._redis.pipeline(transaction=True) as pipe:
+            pipe.delete(names.hold(job.line))
+            for lane, fault in stored.items():
+                if LaneFault.model_validate_json(fault).workspace == job.workspace:
+                    pipe.hdel(names.FAULTS, lane)
+                    pipe.hdel(names.limit(_text(lane)), "cool_until_us")
+            pipe.publish(names.WAKE_CHANNEL, "faults forgotten")
+            pipe.execute()
+
+    def open_batches(self) -> list[BatchStatus]:
+        """Return the batches that have not ended, oldest first."""
+        ids = [_text(batch_id) for batch_id in cast("list[bytes]", self._redis.zrange(names.BATCHES, 0, -1))]
+        return [status for status in (self.batch(batch_id).status() for batch_id in ids) if status is not None]
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._redis.close()
+
+    def _open_batch(self, batch_id: str, *, workspace: str, webhook: str | None, label: str) -> None:
+        key = names.batch(batch_id)
+        now_ms = int(time.time() * 1000)
+        fields = {"workspace": workspace, "webhook": webhook or "", "label": label, "created_ms": now_ms}
+        with self._redis.pipeline(transaction=True) as pipe:
+            for field, value in fields.items():
+                pipe.hsetnx(key, field, str(value))
+            if webhook:
+                # A batch that is submitted again, to go on, may name its webhook only now.
+                pipe.hset(key, "webhook", webhook)
+            pipe.zadd(names.BATCHES, {batch_id: now_ms}, nx=True)
+            pipe.execute()
+
+    def _seal(self, batch_id: str) -> None:
+        with self._redis.pipeline(transaction=False) as pipe:
+            self._seal_script(keys=[names.batch(batch_id)], args=[batch_id], client=pipe)
+            self._execute(pipe, flush=True)
+
+    def _send(self, records: list[JobRecord], *, batch_id: str | None, flush: bool = True) -> None:
+        args: list[str | int] = [batch_id or ""]
+        for record in records:
+            job = record.job
+            row = "" if record.row is None else record.row
+            args += [record.id, _compact(record), job.line, job.workspace, job.thread_id or "", row]
+        with self._redis.pipeline(transaction=False) as pipe:
+            self._enqueue_script(keys=[], args=args, client=pipe)
+            self._execute(pipe, flush=flush)
+
+    def _execute(self, pipe: Any, *, flush: bool) -> None:
+        """Run the pipeline; with `flush`, end it with WAITAOF on the same connection.
+
+        WAITAOF waits for this client's last write, and so for all writes before it.
+        """
+        flush = flush and self._flushes
+        if flush:
+            pipe.execute_command("WAITAOF", 1, 0, FLUSH_TIMEOUT_S * 1000)
+        try:
+            replies = pipe.execute(raise_on_error=False)
+        except redis.RedisError as exc:
+            raise ProducerError(f"the queue did not take the jobs: {exc}; send them again under the same ids") from exc
+        written = replies[0]
+        if isinstance(written, Exception):
+            raise ProducerError(f"the queue did not take the jobs: {written}") from written
+        if flush:
+            self._note_flush(replies[1])
+
+    def _note_flush(self, reply: Any) -> None:
+        if isinstance(reply, Exception):
+            # No WAITAOF (before Redis 7.2), or the append-only file is off: say so once.
+            self._flushes = False
+            log.warning("enqueued jobs may be lost if the Redis server dies: it cannot confirm writes to disk (%s)", reply)
+        elif reply[0] < 1:
+            log.warning("the Redis server did not confirm the write to disk within %s s", FLUSH_TIMEOUT_S)
+
+
+@dataclass(frozen=True, slots=True)
+class JobHandle:
+    """One enqueued job."""
+
+    _redis: redis.Redis
+    id: str
+
+    def result(self, *, timeout_s: float | None = None) -> JobResult:
+        """Wait for the job's end and return how it ended.
+
+        Raises ResultTimeout after `timeout_s` (None waits for ever) and ProducerError for a
+        job that the queue does not know; a result can be had for names.RESULT_TTL_S.
+        """
+        with self._redis.pubsub(ignore_subscribe_messages=True) as events:
+            # Subscribe before looking, or an end in between would be missed.
+            events.subscribe(names.done_channel(self.id))
+            found = self._peek()
+            deadline = None if timeout_s is None else time.monotonic() + timeout_s
+            while found is None:
+                left_s = 5.0 if deadline is None else deadline - time.monotonic()
+                if left_s <= 0:
+                    raise ResultTimeout(f"job {self.id} has not ended after {timeout_s} s; it goes on, ask again")
+                # A lost subscription is found by looking every few seconds.
+                events.get_message(timeout=min(left_s, 5.0))
+                found = self._peek()
+        return found
+
+    def _peek(self) -> JobResult | None:
+        with self._redis.pipeline(transaction=True) as pipe:
+            pipe.get(names.result(self.id))
+            pipe.exists(names.job(self.id))
+            result, pending = pipe.execute()
+        if result is not None:
+            return JobResult.model_validate_json(result)
+        if not pending:
+            raise ProducerError(f"job {self.id} is not known here, or it ended more than a day ago; look in SQL")
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class BatchHandle:
+    """One batch."""
+
+    _redis: redis.Redis
+    id: str
+
+    def status(self) -> BatchStatus | None:
+        """Return its counts at this moment, or None for a batch that Redis does not hold (any more)."""
+        fields = cast("dict[bytes | str, bytes | str]", self._redis.hgetall(names.batch(self.id)))
+        if not fields:
+            return None
+        return BatchStatus.from_fields(self.id, {_text(key): _text(value) for key, value in fields.items()})
+
+    def wait(self, *, timeout_s: float | None = None) -> BatchStatus:
+        """Wait until the batch has ended and its row is in SQL; return its final counts."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        for status in self.watch(interval_s=1.0):
+            if status.ended:
+                return status
+            if deadline is not None and time.monotonic() >= deadline:
+                raise ResultTimeout(f"batch {self.id} has not ended after {timeout_s} s; it goes on, ask again")
+        raise AssertionError("watch() does not end before the batch does")
+
+    def watch(self, *, interval_s: float = 0.25) -> Iterator[BatchStatus]:
+        """Yield the status at least every `interval_s` and at once at the end, which is the last."""
+        with self._redis.pubsub(ignore_subscribe_messages=True) as events:
+            events.subscribe(names.batch(self.id))
+            while True:
+                status = self.status()
+                if status is None:
+                    raise ProducerError(f"batch {self.id} is not known to this Redis")
+                yield status
+                if status.ended:
+                    return
+                events.get_message(timeout=interval_s)
+
+
+def row_job_id(batch_id: str, row: int) -> str:
+    """Return the id of a batch's row for which the caller gave none."""
+    return f"{batch_id}.{row}"
+
+
+def _record(item: InvokeJob | RejectedRow, *, batch_id: str, row: int) -> JobRecord:
+    rejection = item.rejection if isinstance(item, RejectedRow) else None
+    job = item.job if isinstance(item, RejectedRow) else item
+    return JobRecord(id=job.id or row_job_id(batch_id, row), job=job, batch_id=batch_id, row=row, rejection=rejection)
+
+
+def _compact(record: JobRecord) -> str:
+    return record.model_dump_json(exclude_defaults=True, by_alias=True)
+
+
+def _lua(name: str) -> str:
+    return resources.files("producer").joinpath(name).read_text("utf-8")
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _without_password(connection: redis.Redis) -> str:
+    kwargs = connection.connection_pool.connection_kwargs
+    return str(kwargs.get("path") or f"{kwargs.get('host')}:{kwargs.get('port')}")

@@ -1,0 +1,72 @@
+"""A batch: jobs that were submitted together."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from schemas.outcome import Status
+
+
+class BatchState(StrEnum):
+    """Where a batch is in its life."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+
+class BatchStatus(BaseModel):
+    """The counts of a batch at one moment.
+
+    `total` is None while its rows are still being submitted. `counts` has one entry per
+    final status that occurred. Tokens and requests are those of the jobs that ended.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    batch_id: str
+    workspace: str
+    label: str = ""
+    state: BatchState
+    total: int | None
+    enqueued: int
+    counts: dict[Status, int] = Field(default_factory=dict)
+    requests: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    created_ms: int
+    webhook: str | None = None
+
+    @classmethod
+    def from_fields(cls, batch_id: str, fields: dict[str, str]) -> BatchStatus:
+        """Read the fields of the batch's hash in Redis (names.py, `aq:batch:<batch>`)."""
+        counts = {status: int(fields[status]) for status in Status if status in fields}
+        state = fields.get("state") or (BatchState.RUNNING if "started" in fields or counts else BatchState.QUEUED)
+        return cls(
+            batch_id=batch_id,
+            workspace=fields.get("workspace", ""),
+            label=fields.get("label", ""),
+            state=BatchState(state),
+            total=int(fields["total"]) if "total" in fields else None,
+            enqueued=int(fields.get("enqueued", "0")),
+            counts=counts,
+            requests=int(fields.get("requests", "0")),
+            prompt_tokens=int(fields.get("prompt_tokens", "0")),
+            completion_tokens=int(fields.get("completion_tokens", "0")),
+            created_ms=int(fields.get("created_ms", "0")),
+            webhook=fields.get("webhook") or None,
+        )
+
+    @property
+    def finished(self) -> int:
+        """Return how many of its jobs have ended."""
+        return sum(self.counts.values())
+
+    @property
+    def ended(self) -> bool:
+        """Return whether nothing of it is left to run."""
+        return self.state in (BatchState.COMPLETED, BatchState.CANCELLED, BatchState.EXPIRED)

@@ -1,0 +1,94 @@
+"""All configuration, read once from the environment and checked whole before anything starts."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from schemas.errors import InputError
+
+DEFAULT_LOCAL_MODEL = "smollm2-135m"
+
+
+class Settings(BaseSettings):
+    """The `ASSISTQ_…` variables, frozen.
+
+    `rpm` and `tpm` are requests and tokens a minute of a lane, `burst_s` the seconds of the
+    limit that may be used at once. No Redis URL: an embedded Valkey under `data_dir`. No
+    database URL: SQLite there. No provider URL: the local model, if its extra is installed.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="ASSISTQ_", frozen=True, extra="ignore", env_ignore_empty=True)
+
+    redis_url: SecretStr | None = None
+    database_url: SecretStr | None = None
+    provider_base_url: str | None = None
+    provider_api_key: SecretStr | None = None
+    model: str | None = None
+    rpm: int = Field(default=500, ge=1)
+    tpm: int = Field(default=60_000, ge=1)
+    burst_s: float = Field(default=1.0, gt=0, le=60)
+    shape: Literal["smooth"] = "smooth"
+    processes: int | None = Field(default=None, ge=1, le=256)
+    threads: int | None = Field(default=None, ge=1, le=512)
+    http_host: str = "127.0.0.1"
+    http_port: int = Field(default=8700, ge=0, le=65_535)
+    metrics_port: int = Field(default=9191, ge=0, le=65_535)
+    data_dir: Path = Path(".assistq")
+    provider_timeout_s: float = Field(default=120.0, gt=0)
+    max_attempts: int = Field(default=5, ge=1)
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+    @field_validator("data_dir")
+    @classmethod
+    def _data_dir_is_absolute(cls, data_dir: Path) -> Path:
+        return data_dir.expanduser().absolute()
+
+    @field_validator("provider_base_url")
+    @classmethod
+    def _base_url_is_http(cls, url: str | None) -> str | None:
+        if url is not None and not url.startswith(("http://", "https://")):
+            raise ValueError("must begin with http:// or https://")
+        return url.rstrip("/") if url else url
+
+    @classmethod
+    def from_env(cls) -> Settings:
+        """Read the environment; a wrong value is one InputError that names its variable."""
+        try:
+            return cls()
+        except ValidationError as exc:
+            first = exc.errors(include_url=False)[0]
+            name = "ASSISTQ_" + "_".join(str(part) for part in first["loc"]).upper()
+            raise InputError(f"{name}: {first['msg']}", mend=f"set {name} to a valid value or unset it") from exc
+
+    @property
+    def embedded_redis_url(self) -> str:
+        """Return the URL of the embedded Valkey's socket.
+
+        It lies in the system's temporary directory, named after the data directory, because
+        a socket's path is limited to some 100 bytes and a data directory's is not.
+        """
+        digest = hashlib.sha256(os.fsencode(self.data_dir)).hexdigest()[:12]
+        return f"unix://{Path(tempfile.gettempdir()) / f'assistq-{os.getuid()}-{digest}' / 'valkey.sock'}"
+
+    @property
+    def effective_redis_url(self) -> str:
+        """Return the configured Redis, else the embedded one."""
+        return self.redis_url.get_secret_value() if self.redis_url else self.embedded_redis_url
+
+    @property
+    def effective_database_url(self) -> str:
+        """Return the configured database as an SQLAlchemy URL, else SQLite in the data directory."""
+        if self.database_url is None:
+            return f"sqlite:///{self.data_dir / 'assistq.db'}"
+        url = self.database_url.get_secret_value()
+        for prefix in ("postgresql://", "postgres://"):
+            if url.startswith(prefix):
+                return "postgresql+psycopg://" + url.removeprefix(prefix)
+        return url

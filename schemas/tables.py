@@ -1,0 +1,171 @@
+"""The SQL tables: what was done. One settling transaction writes a job's rows.
+
+Times are UTC. Ids are strings that a user may have chosen.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, Column, DateTime, Index, Text, TypeDecorator, UniqueConstraint
+from sqlmodel import Field, SQLModel
+
+from schemas.outcome import Status
+from schemas.result import JobResult
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """A time-zone aware time on every database: SQLite would drop the zone."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Any) -> datetime | None:
+        """Refuse a naive time, which has no place in the tables; store UTC."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("a time without a zone cannot be stored")
+        return value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Any) -> datetime | None:
+        """Return the time as UTC."""
+        return value if value is None or value.tzinfo else value.replace(tzinfo=UTC)
+
+
+class AssistantVersion(SQLModel, table=True):
+    """One immutable version of an assistant; `fingerprint` tells equal configurations."""
+
+    __tablename__ = "assistant_versions"
+
+    address: str = Field(primary_key=True)
+    version: int = Field(primary_key=True)
+    workspace: str = Field(index=True)
+    fingerprint: str
+    config: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
+    created_at: datetime = Field(sa_type=UtcDateTime)
+
+
+class AssistantEnvironment(SQLModel, table=True):
+    """A named pointer to a version, such as `production`."""
+
+    __tablename__ = "assistant_environments"
+
+    address: str = Field(primary_key=True)
+    environment: str = Field(primary_key=True)
+    version: int
+    updated_at: datetime = Field(sa_type=UtcDateTime)
+
+
+class Job(SQLModel, table=True):
+    """A job that ended. Its primary key is what makes an end happen once."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (Index("jobs_of_batch", "batch_id", "row"),)
+
+    id: str = Field(primary_key=True)
+    batch_id: str | None = None
+    row: int | None = Field(default=None, sa_type=BigInteger)
+    custom_id: str | None = None
+    workspace: str
+    assistant: str
+    version: int | None = None
+    thread_id: str | None = Field(default=None, index=True)
+    status: str
+    output: Any = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
+    error_code: str | None = None
+    error: str | None = Field(default=None, sa_type=Text)
+    raw_reply: str | None = Field(default=None, sa_type=Text)
+    model: str | None = None
+    requests: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    attempts: int = 0
+    epoch: int
+    variables: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
+    job_metadata: dict[str, Any] = Field(sa_column=Column("metadata", JSON, nullable=False))
+    enqueued_at: datetime = Field(sa_type=UtcDateTime)
+    finished_at: datetime = Field(sa_type=UtcDateTime, index=True)
+
+    def result(self) -> JobResult:
+        """Return what the row says of the job's end."""
+        values = {name: getattr(self, name) for name in JobResult.model_fields if name not in ("job_id", "status")}
+        return JobResult(job_id=self.id, status=Status(self.status), **values)
+
+
+class Thread(SQLModel, table=True):
+    """A persistent conversation of one workspace."""
+
+    __tablename__ = "threads"
+
+    workspace: str = Field(primary_key=True)
+    id: str = Field(primary_key=True)
+    created_at: datetime = Field(sa_type=UtcDateTime)
+
+
+class ThreadMessage(SQLModel, table=True):
+    """One message of a thread; `position` orders them, and only one writer can take a position."""
+
+    __tablename__ = "thread_messages"
+    __table_args__ = (UniqueConstraint("workspace", "thread_id", "position"),)
+
+    id: int | None = Field(default=None, primary_key=True)
+    workspace: str
+    thread_id: str
+    position: int
+    job_id: str = Field(index=True)
+    role: str
+    content: str = Field(sa_type=Text)
+    created_at: datetime = Field(sa_type=UtcDateTime)
+
+
+class Batch(SQLModel, table=True):
+    """A batch that ended, with its final counts."""
+
+    __tablename__ = "batches"
+
+    id: str = Field(primary_key=True)
+    workspace: str
+    label: str = ""
+    state: str
+    total: int
+    counts: dict[str, int] = Field(sa_column=Column(JSON, nullable=False))
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
+    webhook: str | None = None
+    created_at: datetime = Field(sa_type=UtcDateTime)
+    finished_at: datetime = Field(sa_type=UtcDateTime)
+
+
+class WebhookSecret(SQLModel, table=True):
+    """A workspace's signing secret, `whsec_…`."""
+
+    __tablename__ = "webhook_secrets"
+
+    workspace: str = Field(primary_key=True)
+    secret: str
+    created_at: datetime = Field(sa_type=UtcDateTime)
+
+
+class Delivery(SQLModel, table=True):
+    """One webhook event on its way to one URL; its id is the `webhook-id` header."""
+
+    __tablename__ = "deliveries"
+    __table_args__ = (Index("deliveries_due", "state", "next_attempt_at"),)
+
+    id: str = Field(primary_key=True)
+    workspace: str
+    event_type: str
+    batch_id: str | None = Field(default=None, index=True)
+    job_id: str | None = None
+    url: str = Field(sa_type=Text)
+    body: str = Field(sa_type=Text)
+    state: str
+    attempts: int = 0
+    next_attempt_at: datetime = Field(sa_type=UtcDateTime)
+    last_status: int | None = None
+    last_error: str | None = Field(default=None, sa_type=Text)
+    created_at: datetime = Field(sa_type=UtcDateTime)
+    delivered_at: datetime | None = Field(default=None, sa_type=UtcDateTime)

@@ -1,0 +1,1 @@
+"""Runs jobs: actors, the completion flow, limiter, providers, stores, webhooks, metrics."""

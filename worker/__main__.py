@@ -1,0 +1,76 @@
+"""`python -m worker`: set the stage for Dramatiq's master process and become it.
+
+The environment must be complete before the master's Python starts: Dramatiq and
+prometheus_client read theirs when they are imported.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from schemas import names
+from schemas.errors import AssistqError
+from schemas.settings import Settings
+
+DEFAULT_THREADS = 64
+DEFAULT_PROCESSES_MAX = 4
+# Calls in flight at a shutdown may still end, and are paid for: give them this long.
+SHUTDOWN_TIMEOUT_S = 30
+
+
+def main() -> None:
+    """Replace this process by `dramatiq worker.app:broker …`."""
+    try:
+        settings = Settings.from_env()
+    except AssistqError as exc:
+        sys.exit(f"worker: {exc}")
+    if settings.provider_base_url is None:
+        sys.exit(
+            "worker: no provider; set ASSISTQ_PROVIDER_BASE_URL (and ASSISTQ_PROVIDER_API_KEY), "
+            "or let `assistq up` start the local model"
+        )
+    processes = settings.processes or min(os.cpu_count() or 1, DEFAULT_PROCESSES_MAX)
+    threads = settings.threads or DEFAULT_THREADS
+    environment = {
+        **os.environ,
+        "PROMETHEUS_MULTIPROC_DIR": str(_metrics_dir(settings)),
+        # What a process holds is then what it runs: no hint waits behind another process's long job.
+        "dramatiq_queue_prefetch": str(threads),
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "dramatiq",
+        "worker.app:broker",
+        f"--processes={processes}",
+        f"--threads={threads}",
+        f"--worker-shutdown-timeout={SHUTDOWN_TIMEOUT_S * 1000}",
+        "--skip-logging",
+        "--fork-function=worker.metrics_server:serve",
+        "--queues",
+        names.JOBS_QUEUE,
+        names.WEBHOOKS_QUEUE,
+    ]
+    os.execve(sys.executable, command, environment)  # noqa: S606 - our own interpreter, no shell
+
+
+def _metrics_dir(settings: Settings) -> Path:
+    """Return a new directory for this worker's metrics; those of workers that ended are removed.
+
+    It is named by this process's id, which the master that replaces it keeps.
+    """
+    parent = settings.data_dir / "metrics"
+    parent.mkdir(parents=True, exist_ok=True)
+    for directory in parent.iterdir():
+        if not Path(f"/proc/{directory.name}").exists() or directory.name == str(os.getpid()):
+            shutil.rmtree(directory, ignore_errors=True)
+    directory = parent / str(os.getpid())
+    directory.mkdir()
+    return directory
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What enters the Dramatiq queue, and what comes back from dead workers."""

@@ -1,0 +1,95 @@
+"""Admission: releases waiting jobs as workers become free, and hints them to Dramatiq.
+
+Runs in every worker process; the scripts are atomic, so there is no leader to lose.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from redis.asyncio import Redis
+
+from schemas import names
+from worker.errors import RedisAway, redis_away
+from worker.events import Events, ServiceFault
+from worker.queue.queue import Hint, JobQueue
+
+# A wake-up may be lost (Redis restarts, a hold expires without a word): look this often anyway.
+LOOK_EVERY_S = 0.25
+RELEASE_AT_ONCE = 256
+HEARTBEAT_EVERY_S = 2.0
+HEARTBEAT_TTL_S = 8.0
+_RETRY_S = 1.0
+# One wait for a message; shorter than the client's socket time-out.
+_LISTEN_S = 10.0
+
+SendHints = Callable[[list[Hint]], Awaitable[None]]
+
+
+class Admission:
+    """The release loop of one process, and its heartbeat."""
+
+    def __init__(
+        self, *, process: str, capacity: int, queue: JobQueue, redis: Redis, send: SendHints, events: Events
+    ) -> None:
+        """Release for a process that can run `capacity` jobs at once; `send` hands hints to Dramatiq."""
+        self._process = process
+        self._capacity = capacity
+        self._queue = queue
+        self._redis = redis
+        self._send = send
+        self._events = events
+        self._wake = asyncio.Event()
+
+    def wake(self) -> None:
+        """Look at once: a job ended here, so there is room."""
+        self._wake.set()
+
+    async def run_forever(self) -> None:
+        """Release, wait for a wake-up, and so on until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._beat())
+            tasks.create_task(self._listen())
+            while True:
+                self._wake.clear()
+                try:
+                    await self._release()
+                except RedisAway as exc:
+                    self._events.emit(ServiceFault(part="redis", error=f"nothing was released: {exc}"))
+                    await asyncio.sleep(_RETRY_S)
+                try:
+                    await asyncio.wait_for(self._wake.wait(), LOOK_EVERY_S)
+                except TimeoutError:
+                    continue
+
+    async def _release(self) -> None:
+        hints = await self._queue.release(RELEASE_AT_ONCE)
+        if hints:
+            # A crash before the hints are sent costs the jobs their claim time, no more.
+            await self._send(hints)
+
+    async def _beat(self) -> None:
+        while True:
+            try:
+                await self._queue.heartbeat(self._process, capacity=self._capacity, ttl_s=HEARTBEAT_TTL_S)
+            except RedisAway as exc:
+                self._events.emit(ServiceFault(part="redis", error=f"heartbeat: {exc}"))
+            self._wake.set()
+            await asyncio.sleep(HEARTBEAT_EVERY_S)
+
+    async def _listen(self) -> None:
+        while True:
+            try:
+                with redis_away():
+                    await self._wake_on_messages()
+            except RedisAway:
+                # The release loop reports the outage; this one only waits for its end.
+                await asyncio.sleep(_RETRY_S)
+
+    async def _wake_on_messages(self) -> None:
+        async with self._redis.pubsub(ignore_subscribe_messages=True) as channel:
+            await channel.subscribe(names.WAKE_CHANNEL)
+            while True:
+                if await channel.get_message(timeout=_LISTEN_S) is not None:
+                    self._wake.set()

@@ -1,0 +1,62 @@
+"""The sweeper: frees dead workers' jobs, wakes snoozed ones, and ends batches.
+
+Runs in every worker process; what it does is atomic or idempotent, so many may do it at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from schemas.batch import BatchState, BatchStatus
+from worker.errors import RedisAway
+from worker.events import BatchEnded, Events, JobsRecovered, ServiceFault
+from worker.queue.queue import JobQueue
+from worker.store.base import Store, StoreAway
+
+SWEEP_EVERY_S = 0.5
+
+SendDueWebhooks = Callable[[], Awaitable[None]]
+
+
+class Sweeper:
+    """The sweep loop of one process."""
+
+    def __init__(
+        self, *, queue: JobQueue, store: Store, send_due_webhooks: SendDueWebhooks, wake: Callable[[], None], events: Events
+    ) -> None:
+        """Take the parts; `wake` tells admission that jobs went back to their lines."""
+        self._queue = queue
+        self._store = store
+        self._send_due_webhooks = send_due_webhooks
+        self._wake = wake
+        self._events = events
+
+    async def run_forever(self) -> None:
+        """Sweep until cancelled; what fails is told and tried again."""
+        while True:
+            try:
+                await self._sweep()
+            except RedisAway as exc:
+                self._events.emit(ServiceFault(part="redis", error=f"sweep: {exc}"))
+            except StoreAway as exc:
+                self._events.emit(ServiceFault(part="sql", error=f"sweep: {exc}"))
+            await asyncio.sleep(SWEEP_EVERY_S)
+
+    async def _sweep(self) -> None:
+        swept = await self._queue.sweep()
+        if swept.recovered:
+            self._events.emit(JobsRecovered(count=swept.recovered))
+        if swept.recovered or swept.due:
+            self._wake()
+        for batch_id, fields in (await self._queue.ending_batches()).items():
+            await self._end_batch(BatchStatus.from_fields(batch_id, {**fields, "state": BatchState.COMPLETED}))
+        await self._send_due_webhooks()
+
+    async def _end_batch(self, status: BatchStatus) -> None:
+        # SQL first: a crash in between leaves the batch in aq:ending, and the row makes the
+        # second time a no-op.
+        await self._store.end_batch(status)
+        await self._queue.end_batch(status.batch_id, state=status.state.value)
+        counts = {name.value: count for name, count in status.counts.items()}
+        self._events.emit(BatchEnded(status.batch_id, status.workspace, state=status.state.value, counts=counts))

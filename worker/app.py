@@ -1,0 +1,265 @@
+"""The composition root: builds every concrete client and wires the worker together.
+
+Dramatiq's master imports `worker.app:broker` in each worker process. What belongs to an
+event loop is built when the process's loop runs, and closed while it still does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import uuid
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import dramatiq
+import httpx
+from dramatiq import Broker, Middleware, Worker
+from dramatiq.asyncio import get_event_loop_thread
+from dramatiq.brokers.redis import RedisBroker
+from dramatiq.middleware import AsyncIO
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialBackoff
+from sqlalchemy.exc import SQLAlchemyError
+
+from schemas import names
+from schemas.database import engine_for, ensure_tables
+from schemas.settings import Settings
+from worker import actors, logs
+from worker.admission.admission import Admission
+from worker.admission.sweeper import Sweeper
+from worker.clock import Clock
+from worker.events import Events, ServiceFault
+from worker.flow.converse import Conversation
+from worker.flow.run import Flow
+from worker.limits.redis_limiter import LaneLimits, RedisLimiter
+from worker.metrics import Metrics
+from worker.parent import die_with_parent
+from worker.providers.openai_compatible import OpenAICompatible, http_client
+from worker.queue.leases import Leases
+from worker.queue.queue import Hint, JobQueue
+from worker.store.sql import SqlStore
+from worker.webhooks.deliver import WebhookSender, webhook_client
+from worker.webhooks.deliveries import Deliveries
+
+# Redis may be away for this many tries, some 40 s, before an operation fails.
+_REDIS_RETRIES = 25
+_REDIS_SPARE_CONNECTIONS = 64
+_DELIVERIES_LOOK_EVERY_S = 2.0
+_DELIVERIES_AT_ONCE = 100
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """What one process holds while it runs."""
+
+    flow: Flow
+    sender: WebhookSender
+    admission: Admission
+    clock: Clock
+    queue: JobQueue
+    store: SqlStore
+    redis: Redis
+    clients: tuple[httpx.AsyncClient, ...]
+    tasks: tuple[asyncio.Task[None], ...]
+    process: str
+
+
+class Runtime(Middleware):
+    """Builds the parts when a worker process boots and closes them when it ends.
+
+    Must stand after AsyncIO: hooks before the boot run in order, so that the loop is there,
+    and hooks after the shutdown in reverse, so that it still is.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        """Take the settings; nothing is opened yet."""
+        self._settings = settings
+        self._running: _Running | None = None
+        self.actors: actors.Actors | None = None
+
+    def after_process_boot(self, broker: Broker) -> None:  # noqa: ARG002 - Dramatiq's signature
+        """Tie this process to Dramatiq's master."""
+        die_with_parent()
+
+    def before_worker_boot(self, broker: Broker, worker: Worker) -> None:  # noqa: ARG002
+        """Build the parts on the process's event loop, before the first message."""
+        self._running = _loop().run_coroutine(self._start(worker.worker_threads))
+
+    def before_worker_shutdown(self, broker: Broker, worker: Worker) -> None:  # noqa: ARG002
+        """Release nothing more and end every wait; calls in flight go on."""
+        _loop().run_coroutine(self._quiesce(self._parts))
+
+    def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:  # noqa: ARG002
+        """Close all that was opened."""
+        _loop().run_coroutine(self._stop(self._parts))
+
+    async def run_job(self, hint: Hint) -> None:
+        """Run the job of a hint, then look for the next one."""
+        try:
+            await self._parts.flow.run(hint)
+        finally:
+            self._parts.admission.wake()
+
+    async def deliver_webhook(self, delivery_id: str) -> None:
+        """Attempt the delivery."""
+        await self._parts.sender.attempt(delivery_id)
+
+    @property
+    def _parts(self) -> _Running:
+        if self._running is None:
+            raise RuntimeError("the worker process has not booted")
+        return self._running
+
+    async def _start(self, threads: int) -> _Running:
+        settings = self._settings
+        engine = engine_for(settings.effective_database_url)
+        await asyncio.to_thread(ensure_tables, engine)
+        redis = Redis.from_url(
+            settings.effective_redis_url,
+            max_connections=2 * threads + _REDIS_SPARE_CONNECTIONS,
+            socket_timeout=30,
+            health_check_interval=30,
+            retry=Retry(ExponentialBackoff(cap=2.0, base=0.05), _REDIS_RETRIES),
+        )
+        events = Events(Metrics().on_event, logs.LogSubscriber().on_event)
+        clock = Clock()
+        queue = JobQueue(redis)
+        leases = Leases(queue, events)
+        store = SqlStore(engine)
+        client = http_client(connections=threads, timeout_s=settings.provider_timeout_s)
+        if settings.provider_base_url is None:
+            raise RuntimeError("ASSISTQ_PROVIDER_BASE_URL is not set")  # python -m worker has said so already
+        key = settings.provider_api_key
+        provider = OpenAICompatible(
+            client,
+            base_url=settings.provider_base_url,
+            api_key=key.get_secret_value() if key else None,
+        )
+        limiter = RedisLimiter(redis, LaneLimits(rpm=settings.rpm, tpm=settings.tpm, burst_s=settings.burst_s))
+        conversation = Conversation(
+            provider=provider,
+            limiter=limiter,
+            queue=queue,
+            clock=clock,
+            events=events,
+            max_attempts=settings.max_attempts,
+        )
+        flow = Flow(
+            queue=queue,
+            leases=leases,
+            store=store,
+            conversation=conversation,
+            clock=clock,
+            events=events,
+            provider_name=provider.name,
+            default_model=settings.model,
+            max_attempts=settings.max_attempts,
+        )
+        webhooks = webhook_client(max_connections=threads)
+        deliveries = Deliveries(engine)
+        sender = WebhookSender(webhooks, deliveries=deliveries, events=events)
+        process = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+        admission = Admission(
+            process=process, capacity=threads, queue=queue, redis=redis, send=self._send_jobs, events=events
+        )
+        sweeper = Sweeper(
+            queue=queue,
+            store=store,
+            send_due_webhooks=_DueWebhooks(deliveries, self, events).send,
+            wake=admission.wake,
+            events=events,
+        )
+        tasks = tuple(
+            asyncio.create_task(loop) for loop in (leases.renew_forever(), admission.run_forever(), sweeper.run_forever())
+        )
+        return _Running(
+            flow=flow,
+            sender=sender,
+            admission=admission,
+            clock=clock,
+            queue=queue,
+            store=store,
+            redis=redis,
+            clients=(client, webhooks),
+            tasks=tasks,
+            process=process,
+        )
+
+    async def _quiesce(self, running: _Running) -> None:
+        running.clock.stop()
+        renewal, *others = running.tasks
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await running.queue.leave(running.process)
+
+    async def _stop(self, running: _Running) -> None:
+        for task in running.tasks:
+            task.cancel()
+        await asyncio.gather(*running.tasks, return_exceptions=True)
+        for client in running.clients:
+            await client.aclose()
+        await running.redis.aclose()
+        await asyncio.to_thread(running.store.close)
+
+    async def _send_jobs(self, hints: list[Hint]) -> None:
+        assert self.actors is not None  # noqa: S101 - set right after the broker, below
+        await asyncio.to_thread(self.actors.send_jobs, hints)
+
+    async def send_deliveries(self, delivery_ids: list[str]) -> None:
+        """Hint these deliveries to Dramatiq."""
+        assert self.actors is not None  # noqa: S101
+        await asyncio.to_thread(self.actors.send_deliveries, delivery_ids)
+
+
+class _DueWebhooks:
+    """Looks for due deliveries every few seconds, and hints them."""
+
+    def __init__(self, deliveries: Deliveries, runtime: Runtime, events: Events) -> None:
+        self._deliveries = deliveries
+        self._runtime = runtime
+        self._events = events
+        self._looked_at: datetime | None = None
+
+    async def send(self) -> None:
+        now = datetime.now(UTC)
+        if self._looked_at is not None and (now - self._looked_at).total_seconds() < _DELIVERIES_LOOK_EVERY_S:
+            return
+        self._looked_at = now
+        try:
+            due = await asyncio.to_thread(self._deliveries.due, now, _DELIVERIES_AT_ONCE)
+        except SQLAlchemyError as exc:
+            self._events.emit(ServiceFault(part="sql", error=f"deliveries: {type(exc).__name__}"))
+            return
+        if due:
+            await self._runtime.send_deliveries(due)
+
+
+def _loop() -> dramatiq.asyncio.EventLoopThread:
+    thread = get_event_loop_thread()
+    if thread is None:
+        raise RuntimeError("the AsyncIO middleware has not started its loop")
+    return thread
+
+
+def _build() -> RedisBroker:
+    settings = Settings.from_env()
+    logs.configure(settings)
+    runtime = Runtime(settings)
+    threads = settings.threads or _REDIS_SPARE_CONNECTIONS
+    redis_broker = RedisBroker(
+        url=settings.effective_redis_url,
+        namespace=names.DRAMATIQ_NAMESPACE,
+        middleware=[AsyncIO(), runtime],
+        max_connections=2 * threads + _REDIS_SPARE_CONNECTIONS,
+        socket_timeout=30,
+    )
+    dramatiq.set_broker(redis_broker)
+    runtime.actors = actors.declare(redis_broker, run=runtime.run_job, deliver=runtime.deliver_webhook)
+    return redis_broker
+
+
+broker = _build()

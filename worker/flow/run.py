@@ -1,0 +1,172 @@
+"""The completion flow of one job, top to bottom: claim → prepare → converse → decide → settle.
+
+A hint says only that job X may run at epoch N. Whatever else happens, the job is ours only
+while Redis says so: a stale hint is a no-op, and each write under an old epoch is refused.
+"""
+
+from __future__ import annotations
+
+import time
+
+from schemas.outcome import Code, Final, Snoozed
+from schemas.result import JobResult
+from worker.clock import Clock
+from worker.errors import RedisAway
+from worker.events import Events, JobCrashed, JobEnded, JobSnoozed, JobStarted, ServiceFault, StaleWorkRefused
+from worker.flow.converse import Conversation
+from worker.flow.decide import decide_crash
+from worker.flow.prepare import Prepared, prepare
+from worker.flow.settle import result_of, settlement_of
+from worker.queue.leases import Leases
+from worker.queue.queue import Claimed, Hint, JobQueue, StaleJobError
+from worker.queue.steps import ReplyStep, ResultStep
+from worker.store.base import Settlement, Store, StoreAway
+
+# How long a finished outcome waits in Redis before SQL is tried again.
+STORE_RETRY_S = 5.0
+
+
+class Flow:
+    """Runs jobs, one call each; safe to call concurrently on one event loop."""
+
+    def __init__(
+        self,
+        *,
+        queue: JobQueue,
+        leases: Leases,
+        store: Store,
+        conversation: Conversation,
+        clock: Clock,
+        events: Events,
+        provider_name: str,
+        default_model: str | None,
+        max_attempts: int,
+    ) -> None:
+        """Take the parts; building them is the composition root's work."""
+        self._queue = queue
+        self._leases = leases
+        self._store = store
+        self._conversation = conversation
+        self._clock = clock
+        self._events = events
+        self._provider_name = provider_name
+        self._default_model = default_model
+        self._max_attempts = max_attempts
+
+    async def run(self, hint: Hint) -> None:
+        """Run the job that the hint names as far as it goes now."""
+        claimed = await self._claim(hint)
+        if claimed is None:
+            return
+        try:
+            async with self._leases.held(claimed):
+                await self._run(claimed)
+        except StaleJobError as stale:
+            self._events.emit(StaleWorkRefused(claimed.id, claimed.batch_id, at=stale.at))
+        except RedisAway as away:
+            # The lease will have ended by the time Redis is back; the journal tells how far we were.
+            self._events.emit(ServiceFault(part="redis", error=f"job {claimed.id}: {away}"))
+
+    async def _claim(self, hint: Hint) -> Claimed | None:
+        if self._clock.stopping:
+            return None
+        claimed = await self._queue.claim(hint)
+        if claimed is not None:
+            self._events.emit(
+                JobStarted(
+                    job_id=claimed.id,
+                    batch_id=claimed.batch_id,
+                    workspace=claimed.record.job.workspace,
+                    assistant=claimed.record.job.assistant,
+                    epoch=claimed.epoch,
+                    waited_s=(claimed.claimed_ms - claimed.enqueued_ms) / 1000,
+                    replayed_steps=len(claimed.journal),
+                )
+            )
+        return claimed
+
+    async def _run(self, claimed: Claimed) -> None:
+        began_s = time.monotonic()
+        try:
+            next_step = await self._work(claimed)
+        except StoreAway as away:
+            # Whatever was asked of the provider stands in the journal.
+            next_step = Snoozed(delay_s=STORE_RETRY_S, code=Code.STORE_AWAY, reason=str(away))
+        except (StaleJobError, RedisAway):
+            raise
+        except Exception as exc:
+            self._events.emit(JobCrashed(claimed.id, claimed.batch_id, error=exc))
+            crash = decide_crash(exc, attempt=claimed.attempts + 1, max_attempts=self._max_attempts)
+            next_step = crash if isinstance(crash, Snoozed) else self._ended(claimed, crash)
+        match next_step:
+            case Snoozed():
+                await self._snooze(claimed, next_step)
+            case JobResult():
+                await self._end(claimed, next_step, began_s)
+            case Settlement():
+                await self._settle(claimed, next_step, began_s)
+
+    async def _work(self, claimed: Claimed) -> Settlement | JobResult | Snoozed:
+        """Return what is to be settled, the result that stands already, or a wait."""
+        kept = next((step.result for step in claimed.journal if isinstance(step, ResultStep)), None)
+        if kept is not None:
+            return settlement_of(claimed, kept, replies=_replies(claimed))
+        context = await self._store.context(claimed.record)
+        if context.settled is not None:
+            return context.settled
+        prepared = prepare(
+            claimed.record, context, provider_name=self._provider_name, default_model=self._default_model
+        )
+        if not isinstance(prepared, Prepared):
+            return self._ended(claimed, prepared)
+        conversed = await self._conversation.run(claimed, prepared)
+        if isinstance(conversed.outcome, Snoozed):
+            return conversed.outcome
+        replies = conversed.replies
+        result = result_of(claimed, conversed.outcome, prepared=prepared, replies=replies, now=self._clock.now())
+        return settlement_of(claimed, result, replies=replies)
+
+    def _ended(self, claimed: Claimed, outcome: Final) -> Settlement:
+        """Settle a job that ended without a conversation; replies that it bought before still count."""
+        replies = _replies(claimed)
+        result = result_of(claimed, outcome, prepared=None, replies=replies, now=self._clock.now())
+        return settlement_of(claimed, result, replies=replies)
+
+    async def _settle(self, claimed: Claimed, settlement: Settlement, began_s: float) -> None:
+        try:
+            result = await self._store.settle(settlement)
+        except StoreAway as away:
+            if not any(isinstance(step, ResultStep) for step in claimed.journal):
+                await self._queue.append(claimed, ResultStep(result=settlement.result))
+            await self._snooze(claimed, Snoozed(delay_s=STORE_RETRY_S, code=Code.STORE_AWAY, reason=str(away)))
+        else:
+            await self._end(claimed, result, began_s)
+
+    async def _end(self, claimed: Claimed, result: JobResult, began_s: float) -> None:
+        await self._queue.finish(claimed, result)
+        self._events.emit(
+            JobEnded(
+                job_id=claimed.id,
+                batch_id=claimed.batch_id,
+                workspace=claimed.record.job.workspace,
+                status=result.status.value,
+                code=result.error_code,
+                duration_s=time.monotonic() - began_s,
+                requests=result.requests,
+                prompt_tokens=result.prompt_tokens,
+                completion_tokens=result.completion_tokens,
+                attempts=result.attempts,
+            )
+        )
+
+    async def _snooze(self, claimed: Claimed, snoozed: Snoozed) -> None:
+        await self._queue.snooze(
+            claimed, delay_s=snoozed.delay_s, burns_attempt=snoozed.burns_attempt, hold_line=snoozed.hold_line
+        )
+        self._events.emit(
+            JobSnoozed(claimed.id, claimed.batch_id, code=snoozed.code.value, reason=snoozed.reason, delay_s=snoozed.delay_s)
+        )
+
+
+def _replies(claimed: Claimed) -> tuple[ReplyStep, ...]:
+    return tuple(step for step in claimed.journal if isinstance(step, ReplyStep))

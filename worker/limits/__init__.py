@@ -1,0 +1,1 @@
+"""The limiter: requests and tokens a minute of each lane, shared by all workers."""

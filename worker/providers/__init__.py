@@ -1,0 +1,1 @@
+"""The assistants' services: one narrow protocol, its implementations, its errors."""

@@ -1,0 +1,81 @@
+"""What can go wrong with a provider call.
+
+    ProviderError
+    ├── Unreachable       no connection: certainly not sent
+    ├── KeyRefused        401, 403
+    ├── ModelUnknown      404
+    ├── QuotaExhausted    429 or 402 that says the account has no credit left
+    ├── RateLimited       429
+    ├── RequestRefused    400, 413, 422, …: sending it again changes nothing
+    │   └── ContextLengthExceeded
+    ├── ServerFault       408, 409, 425, 5xx
+    ├── ReplyLost         sent, and then a time-out or a cut connection: its fate is unknown
+    └── ReplyMalformed    a 2xx without a usable completion in it
+
+`worker/flow/decide.py` alone says which of them are tried again. `certainly_not_charged`
+tells whether the tokens that were reserved may be given back.
+"""
+
+from __future__ import annotations
+
+
+class ProviderError(Exception):
+    """The base of every failed provider call."""
+
+    certainly_not_charged = False
+
+    def __init__(self, message: str, *, http_status: int | None = None, retry_after_s: float | None = None) -> None:
+        """Keep the provider's words, its HTTP status and the wait that it asked for, where there are such."""
+        self.http_status = http_status
+        self.retry_after_s = retry_after_s
+        super().__init__(message)
+
+
+class Unreachable(ProviderError):  # noqa: N818 - the names say what happened
+    """No connection could be made."""
+
+    certainly_not_charged = True
+
+
+class KeyRefused(ProviderError):  # noqa: N818
+    """The key is wrong, missing, or may not do this."""
+
+    certainly_not_charged = True
+
+
+class ModelUnknown(ProviderError):  # noqa: N818
+    """The provider does not have this model, or this path."""
+
+    certainly_not_charged = True
+
+
+class QuotaExhausted(ProviderError):  # noqa: N818
+    """The account has no credit left; waiting a minute does not help."""
+
+    certainly_not_charged = True
+
+
+class RateLimited(ProviderError):  # noqa: N818
+    """Too many requests or tokens for now."""
+
+
+class RequestRefused(ProviderError):  # noqa: N818
+    """The request itself is at fault."""
+
+    certainly_not_charged = True
+
+
+class ContextLengthExceeded(RequestRefused):
+    """The prompt and the completion do not fit the model's context."""
+
+
+class ServerFault(ProviderError):  # noqa: N818
+    """The provider failed."""
+
+
+class ReplyLost(ProviderError):  # noqa: N818
+    """The request was sent and its reply did not arrive: it may have been charged."""
+
+
+class ReplyMalformed(ProviderError):  # noqa: N818
+    """The provider said success and sent no usable completion."""

@@ -1,0 +1,16 @@
+-- Append a finished step to a job's journal, if the job is still the caller's.
+--
+-- KEYS[1] aq:job:<id>  KEYS[2] aq:journal:<id>
+-- ARGV[1] epoch, ARGV[2] the step (JSON)
+--
+-- Returns 1 when it stands in the journal, 0 when the job is somebody else's. A step that is
+-- the last one already is not appended twice: the reply to the first call may have been lost.
+
+local job = redis.call('HMGET', KEYS[1], 'state', 'epoch')
+if job[1] ~= 'running' or job[2] ~= ARGV[1] then
+  return 0
+end
+if redis.call('LINDEX', KEYS[2], -1) ~= ARGV[2] then
+  redis.call('RPUSH', KEYS[2], ARGV[2])
+end
+return 1

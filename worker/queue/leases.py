@@ -1,0 +1,66 @@
+"""Keeps the leases of the jobs that this process runs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from worker.errors import RedisAway
+from worker.events import Events, ServiceFault
+from worker.queue.queue import RENEW_EVERY_S, Claimed, Hint, JobQueue, StaleJobError
+
+
+class Leases:
+    """One renewal for all jobs of the process, every RENEW_EVERY_S."""
+
+    def __init__(self, queue: JobQueue, events: Events) -> None:
+        """Start with no job held."""
+        self._queue = queue
+        self._events = events
+        self._held: dict[Hint, asyncio.Task[object]] = {}
+        self._lost: set[Hint] = set()
+
+    @asynccontextmanager
+    async def held(self, claimed: Claimed) -> AsyncIterator[None]:
+        """Renew the job's lease while the block runs; a lost lease ends the block with StaleJobError."""
+        task = asyncio.current_task()
+        assert task is not None, "held() is entered in a task"  # noqa: S101 - narrows the type
+        self._held[claimed.hint] = task
+        try:
+            yield
+        except asyncio.CancelledError:
+            if claimed.hint not in self._lost:
+                raise
+            task.uncancel()
+            raise StaleJobError(claimed.id, at="lease") from None
+        finally:
+            del self._held[claimed.hint]
+            self._lost.discard(claimed.hint)
+
+    @property
+    def count(self) -> int:
+        """Return how many jobs run here now."""
+        return len(self._held)
+
+    async def renew_forever(self) -> None:
+        """Renew until cancelled."""
+        while True:
+            await asyncio.sleep(RENEW_EVERY_S)
+            if self._held:
+                await self._renew()
+
+    async def _renew(self) -> None:
+        asked = list(self._held)
+        try:
+            lost = await self._queue.renew(asked)
+        except RedisAway as exc:
+            self._events.emit(ServiceFault(part="redis", error=f"leases were not renewed: {exc}"))
+            return
+        for hint in asked:
+            task = self._held.get(hint)
+            # Somebody else runs it by now: what this task would still buy or write is waste. A
+            # job that ended while the renewal was on its way is no longer held.
+            if hint.job_id in lost and task is not None:
+                self._lost.add(hint)
+                task.cancel()

@@ -1,0 +1,198 @@
+"""Jobs that have not ended, in Redis: released, claimed under a lease, journaled, ended.
+
+Every write for a job names the epoch under which it was claimed; Redis refuses the write
+when a later epoch exists (StaleJobError). Keys: schemas/names.py; each script's head
+documents what it touches.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+from redis.asyncio import Redis
+
+from schemas import names
+from schemas.job import JobRecord
+from schemas.result import JobResult
+from worker.errors import redis_away
+from worker.queue.steps import ReplyStep, ResultStep, parse_step
+
+# A worker that stops renewing loses its jobs after this long.
+LEASE_S = 6.0
+RENEW_EVERY_S = 2.0
+# A released job whose hint gets lost, or stands behind long jobs, is released again after this long.
+CLAIM_WITHIN_S = 8.0
+# Released beyond the workers' capacity, so that a freed thread finds its next hint waiting.
+SURPLUS_PERCENT = 25
+
+
+class StaleJobError(Exception):
+    """The job is no longer the caller's: it was released again, or has ended."""
+
+    def __init__(self, job_id: str, *, at: str) -> None:
+        """Say which job, and at which step the write was refused."""
+        self.job_id = job_id
+        self.at = at
+        super().__init__(f"job {job_id} is no longer ours at {at}")
+
+
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """A word to a worker: job X may run at epoch N."""
+
+    job_id: str
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """A job that is ours until its lease ends."""
+
+    record: JobRecord
+    epoch: int
+    attempts: int
+    enqueued_ms: int
+    claimed_ms: int
+    journal: tuple[ReplyStep | ResultStep, ...]
+
+    @property
+    def hint(self) -> Hint:
+        """Return the hint under which it was claimed."""
+        return Hint(job_id=self.id, epoch=self.epoch)
+
+    @property
+    def id(self) -> str:
+        """Return the job's id."""
+        return self.record.id
+
+    @property
+    def batch_id(self) -> str | None:
+        """Return the job's batch, if it has one."""
+        return self.record.batch_id
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """How many jobs a sweep returned to their lines."""
+
+    recovered: int
+    due: int
+
+
+class JobQueue:
+    """The worker's side of the queue; bound to one event loop."""
+
+    def __init__(self, redis: Redis) -> None:
+        """Use this client; it must retry by itself while the server is away."""
+        self._redis = redis
+        self._scripts = {
+            path.name.removesuffix(".lua"): redis.register_script(path.read_text("utf-8")) for path in _lua_files()
+        }
+
+    async def heartbeat(self, process: str, *, capacity: int, ttl_s: float) -> None:
+        """Tell how many jobs this process can run at once; without a word it counts as gone after `ttl_s`."""
+        with redis_away():
+            seconds, microseconds = await self._redis.time()
+            expires_ms = int(seconds * 1000 + microseconds / 1000 + ttl_s * 1000)
+            await self._redis.hset(names.WORKERS, process, f"{capacity} {expires_ms}")
+
+    async def leave(self, process: str) -> None:
+        """Take this process's capacity out of the sum."""
+        with redis_away():
+            await self._redis.hdel(names.WORKERS, process)
+
+    async def release(self, limit: int) -> list[Hint]:
+        """Release up to `limit` waiting jobs, as far as the workers' capacity goes."""
+        reply = await self._run("release", [], [limit, int(CLAIM_WITHIN_S * 1000), SURPLUS_PERCENT])
+        pairs = zip(reply[::2], reply[1::2], strict=True)
+        return [Hint(job_id=_text(job_id), epoch=int(epoch)) for job_id, epoch in pairs]
+
+    async def claim(self, hint: Hint) -> Claimed | None:
+        """Make the job ours for LEASE_S; None if the hint is stale."""
+        reply = await self._run(
+            "claim",
+            [names.job(hint.job_id), names.journal(hint.job_id), names.LEASES],
+            [hint.job_id, hint.epoch, int(LEASE_S * 1000), uuid.uuid4().hex],
+        )
+        if reply is None:
+            return None
+        record, attempts, enqueued_ms, now_ms, *journal = reply
+        return Claimed(
+            record=JobRecord.model_validate_json(record),
+            epoch=hint.epoch,
+            attempts=int(attempts),
+            enqueued_ms=int(enqueued_ms),
+            claimed_ms=int(now_ms),
+            journal=tuple(parse_step(step) for step in journal),
+        )
+
+    async def renew(self, held: Iterable[Hint]) -> set[str]:
+        """Renew the leases of these jobs; return the ids of those that were lost."""
+        args: list[str | int] = [int(LEASE_S * 1000)]
+        for hint in held:
+            args += [hint.job_id, hint.epoch]
+        return {_text(job_id) for job_id in await self._run("renew", [names.LEASES], args)}
+
+    async def append(self, claimed: Claimed, step: ReplyStep | ResultStep) -> None:
+        """Append a finished step to the job's journal; raises StaleJobError."""
+        keys = [names.job(claimed.id), names.journal(claimed.id)]
+        if not await self._run("append", keys, [claimed.epoch, step.model_dump_json()]):
+            raise StaleJobError(claimed.id, at="journal")
+
+    async def snooze(self, claimed: Claimed, *, delay_s: float, burns_attempt: bool, hold_line: bool) -> None:
+        """Put the job back to wait; raises StaleJobError."""
+        keys = [names.job(claimed.id), names.LEASES, names.SNOOZED]
+        args = [claimed.id, claimed.epoch, int(delay_s * 1000), int(burns_attempt), int(hold_line)]
+        if not await self._run("snooze", keys, args):
+            raise StaleJobError(claimed.id, at="snooze")
+
+    async def finish(self, claimed: Claimed, result: JobResult) -> None:
+        """End the job; raises StaleJobError."""
+        keys = [names.job(claimed.id), names.journal(claimed.id), names.LEASES, names.result(claimed.id)]
+        args = [
+            claimed.id,
+            claimed.epoch,
+            result.status.value,
+            result.model_dump_json(),
+            names.RESULT_TTL_S,
+            result.requests,
+            result.prompt_tokens,
+            result.completion_tokens,
+        ]
+        if not await self._run("finish", keys, args):
+            raise StaleJobError(claimed.id, at="finish")
+
+    async def sweep(self, limit: int = 500) -> Swept:
+        """Return lost and due jobs to their lines."""
+        recovered, due = await self._run("sweep", [names.LEASES, names.SNOOZED], [limit])
+        return Swept(recovered=int(recovered), due=int(due))
+
+    async def ending_batches(self) -> dict[str, dict[str, str]]:
+        """Return the batches whose last job ended and that are not yet marked as ended, with their fields."""
+        found = {}
+        with redis_away():
+            for batch_id in [_text(member) for member in await self._redis.smembers(names.ENDING)]:
+                fields = await self._redis.hgetall(names.batch(batch_id))
+                found[batch_id] = {_text(key): _text(value) for key, value in fields.items()}
+        return found
+
+    async def end_batch(self, batch_id: str, *, state: str) -> None:
+        """Mark the batch as ended and tell who waits for it."""
+        keys = [names.batch(batch_id), names.ENDING, names.batch_rows(batch_id), names.BATCHES]
+        await self._run("end_batch", keys, [batch_id, state, names.RESULT_TTL_S])
+
+    async def _run(self, script: str, keys: list[str], args: list[Any]) -> Any:
+        with redis_away():
+            return await self._scripts[script](keys=keys, args=args)
+
+
+def _lua_files() -> list[Any]:
+    return [path for path in resources.files("worker.queue").iterdir() if path.name.endswith(".lua")]
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else value

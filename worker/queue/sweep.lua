@@ -1,0 +1,37 @@
+-- Return jobs to their lines: those whose lease has ended, and those whose wait is over.
+--
+-- KEYS[1] aq:leases  KEYS[2] aq:snoozed   ARGV[1] most jobs of each kind to move now
+--
+-- A job whose lease ended gets a higher epoch at once, so that whatever its lost worker still
+-- wants to write is refused. Returns {recovered, due}.
+
+local time = redis.call('TIME')
+local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+
+local function back_to_line(id)
+  local job = 'aq:job:' .. id
+  local line = redis.call('HGET', job, 'line')
+  if line then
+    redis.call('HSET', job, 'state', 'waiting')
+    redis.call('LPUSH', 'aq:line:' .. line, id)
+    if redis.call('SADD', 'aq:lines:in', line) == 1 then
+      redis.call('RPUSH', 'aq:lines', line)
+    end
+  end
+end
+
+local recovered = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now_ms, 'LIMIT', 0, ARGV[1])
+for _, id in ipairs(recovered) do
+  redis.call('ZREM', KEYS[1], id)
+  if redis.call('EXISTS', 'aq:job:' .. id) == 1 then
+    redis.call('HINCRBY', 'aq:job:' .. id, 'epoch', 1)
+    back_to_line(id)
+  end
+end
+
+local due = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now_ms, 'LIMIT', 0, ARGV[1])
+for i = #due, 1, -1 do
+  redis.call('ZREM', KEYS[2], due[i])
+  back_to_line(due[i])
+end
+return { #recovered, #due }

@@ -1,0 +1,1 @@
+"""What was done, in SQL: one transaction a job."""

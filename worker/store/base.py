@@ -1,0 +1,68 @@
+"""What the flow asks of the store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from schemas.assistant import AssistantConfig
+from schemas.batch import BatchStatus
+from schemas.chat import Message
+from schemas.job import JobRecord
+from schemas.result import JobResult
+
+
+class StoreAway(Exception):  # noqa: N818 - the name says what happened
+    """The database cannot be reached, or refuses to write, for now."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredAssistant:
+    """A version of an assistant."""
+
+    config: AssistantConfig
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class JobContext:
+    """What SQL knows that a job needs: read in one transaction.
+
+    `settled` is set when a job of this id ended before, whoever ran it. `history` are the
+    messages of its thread, oldest first.
+    """
+
+    settled: JobResult | None
+    assistant: StoredAssistant | None
+    history: tuple[Message, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """All that one job leaves behind.
+
+    `new_messages` are this job's turn of the thread: what was asked and what was answered;
+    empty unless it succeeded, so that no half turn is kept.
+    """
+
+    record: JobRecord
+    epoch: int
+    enqueued_ms: int
+    result: JobResult
+    new_messages: tuple[Message, ...]
+
+
+class Store(Protocol):
+    """Durable memory of what was done. Every method raises StoreAway when it cannot be reached."""
+
+    async def context(self, record: JobRecord) -> JobContext:
+        """Read what the job needs."""
+        ...
+
+    async def settle(self, settlement: Settlement) -> JobResult:
+        """Write the end of a job once; return the result that stands, which may be an earlier one."""
+        ...
+
+    async def end_batch(self, status: BatchStatus) -> None:
+        """Write the end of a batch, and the delivery of its webhook, once."""
+        ...
