@@ -68,7 +68,9 @@ class Assistants:
             # Somebody applied at the same time and took the number; the second look sees it.
             return self._apply(config)
 
-    def config(self, address: str, *, environment: str = "production", version: int | None = None) -> tuple[AssistantConfig, int]:
+    def config(
+        self, address: str, *, environment: str = "production", version: int | None = None
+    ) -> tuple[AssistantConfig, int]:
         """Return a stored version and its number; InputError if there is none."""
         with Session(self._engine) as session:
             if version is None:
@@ -81,7 +83,9 @@ class Assistants:
                 version = pointer.version
             row = session.get(AssistantVersion, (address, version))
         if row is None:
-            raise InputError(f"assistant {address} has no version {version}", mend="`assistq assistants list` shows them")
+            raise InputError(
+                f"assistant {address} has no version {version}", mend="`assistq assistants list` shows them"
+            )
         return AssistantConfig.model_validate({**row.config, "environment": environment}), version
 
     def all(self) -> list[Listed]:

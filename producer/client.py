@@ -211,7 +211,9 @@ class Producer:
         if isinstance(reply, Exception):
             # No WAITAOF (before Redis 7.2), or the append-only file is off: say so once.
             self._flushes = False
-            log.warning("enqueued jobs may be lost if the Redis server dies: it cannot confirm writes to disk (%s)", reply)
+            log.warning(
+                "enqueued jobs may be lost if the Redis server dies: it cannot confirm writes to disk (%s)", reply
+            )
         elif reply[0] < 1:
             log.warning("the Redis server did not confirm the write to disk within %s s", FLUSH_TIMEOUT_S)
 
@@ -264,7 +266,7 @@ class BatchHandle:
 
     def status(self) -> BatchStatus | None:
         """Return its counts at this moment, or None for a batch that Redis does not hold (any more)."""
-        fields = cast("dict[bytes | str, bytes | str]", self._redis.hgetall(names.batch(self.id)))
+        fields = self._redis.hgetall(names.batch(self.id))
         if not fields:
             return None
         return BatchStatus.from_fields(self.id, {_text(key): _text(value) for key, value in fields.items()})

@@ -8,6 +8,7 @@ from sqlalchemy import Engine
 from sqlmodel import Session, col, select
 
 from schemas.batch import BatchState, BatchStatus
+from schemas.database import signing_secret
 from schemas.errors import InputError
 from schemas.outcome import Status
 from schemas.result import JobResult
@@ -56,7 +57,9 @@ class Records:
         with Session(self._engine) as session:
             found = session.exec(query).all()
             if not found:
-                raise InputError(f"thread '{thread_id}' is not known", mend="a thread exists once a job in it has succeeded")
+                raise InputError(
+                    f"thread '{thread_id}' is not known", mend="a thread exists once a job in it has succeeded"
+                )
             if len(found) > 1:
                 owners = ", ".join(sorted(thread.workspace for thread in found))
                 raise InputError(f"thread '{thread_id}' exists in workspaces {owners}", mend="say --workspace")
@@ -74,6 +77,13 @@ class Records:
             query = query.where(Delivery.batch_id == batch_id)
         with Session(self._engine) as session:
             return list(session.exec(query))
+
+    def signing_secret(self, workspace: str) -> str:
+        """Return the secret that the workspace's webhooks are signed with; it is made if there is none."""
+        with Session(self._engine) as session:
+            secret = signing_secret(session, workspace)
+            session.commit()
+            return secret
 
 
 def _status(row: Batch) -> BatchStatus:

@@ -1,19 +1,26 @@
-"""How both sides reach the SQL database: the engine for a URL, and the tables in it."""
+"""How both sides reach the SQL database: the engine for a URL, the tables, and what either may make in them."""
 
 from __future__ import annotations
 
+import base64
+import secrets
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, event, text
+from sqlalchemy import Engine, event, insert, text
 from sqlalchemy.engine import make_url
-from sqlmodel import SQLModel, create_engine
+from sqlalchemy.exc import IntegrityError
+from sqlmodel import Session, SQLModel, col, create_engine, select
 
-import schemas.tables  # noqa: F401 - importing it registers the tables
+from schemas.tables import WebhookSecret
 
 SQLITE_BUSY_TIMEOUT_S = 30
 # Any constant does; it names assistq's own lock among a PostgreSQL server's advisory locks.
 _CREATE_TABLES_LOCK = 7_415_206_551
+
+SECRET_PREFIX = "whsec_"  # noqa: S105 - no secret, what one begins with
+SECRET_BYTES = 32
 
 
 def engine_for(url: str, *, pool_size: int = 10) -> Engine:
@@ -40,6 +47,26 @@ def ensure_tables(engine: Engine) -> None:
             # An early write lock: two processes that both saw no tables would collide.
             connection.execute(text("BEGIN IMMEDIATE"))
         SQLModel.metadata.create_all(connection)
+
+
+def signing_secret(session: Session, workspace: str) -> str:
+    """Return the workspace's secret, `whsec_…`, adding a random one in the session's transaction if missing.
+
+    Of two that make one at the same time, the primary key lets one win; both return it.
+    """
+    statement = select(WebhookSecret.secret).where(col(WebhookSecret.workspace) == workspace)
+    secret = session.exec(statement).one_or_none()
+    if secret is not None:
+        return secret
+    made = SECRET_PREFIX + base64.b64encode(secrets.token_bytes(SECRET_BYTES)).decode("ascii")
+    try:
+        # A savepoint: losing the race must not undo what the caller's transaction did before.
+        with session.begin_nested():
+            row = {"workspace": workspace, "secret": made, "created_at": datetime.now(UTC)}
+            session.connection().execute(insert(WebhookSecret).values(row))
+    except IntegrityError:
+        return session.exec(statement).one()
+    return made
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

@@ -11,18 +11,15 @@ import shutil
 import sys
 from pathlib import Path
 
-from schemas import names
 from schemas.errors import AssistqError
 from schemas.settings import Settings
 
 DEFAULT_THREADS = 64
 DEFAULT_PROCESSES_MAX = 4
-# Calls in flight at a shutdown may still end, and are paid for: give them this long.
-SHUTDOWN_TIMEOUT_S = 30
 
 
 def main() -> None:
-    """Replace this process by `dramatiq worker.app:broker …`."""
+    """Replace this process by worker.master."""
     try:
         settings = Settings.from_env()
     except AssistqError as exc:
@@ -40,20 +37,7 @@ def main() -> None:
         # What a process holds is then what it runs: no hint waits behind another process's long job.
         "dramatiq_queue_prefetch": str(threads),
     }
-    command = [
-        sys.executable,
-        "-m",
-        "dramatiq",
-        "worker.app:broker",
-        f"--processes={processes}",
-        f"--threads={threads}",
-        f"--worker-shutdown-timeout={SHUTDOWN_TIMEOUT_S * 1000}",
-        "--skip-logging",
-        "--fork-function=worker.metrics_server:serve",
-        "--queues",
-        names.JOBS_QUEUE,
-        names.WEBHOOKS_QUEUE,
-    ]
+    command = [sys.executable, "-m", "worker.master", str(processes), str(threads)]
     os.execve(sys.executable, command, environment)  # noqa: S606 - our own interpreter, no shell
 
 

@@ -20,8 +20,8 @@ class Actors:
     """The declared actors; sending is a blocking call to Redis."""
 
     broker: Broker
-    run_job: Actor[[str, int], Awaitable[None]]
-    deliver_webhook: Actor[[str], Awaitable[None]]
+    run_job: Actor[[str, int], None]
+    deliver_webhook: Actor[[str], None]
 
     def send_jobs(self, hints: list[Hint]) -> None:
         """Put a hint in the queue for each."""

@@ -65,6 +65,7 @@ class _Running:
     clients: tuple[httpx.AsyncClient, ...]
     tasks: tuple[asyncio.Task[None], ...]
     process: str
+    events: Events
 
 
 class Runtime(Middleware):
@@ -104,8 +105,11 @@ class Runtime(Middleware):
             self._parts.admission.wake()
 
     async def deliver_webhook(self, delivery_id: str) -> None:
-        """Attempt the delivery."""
-        await self._parts.sender.attempt(delivery_id)
+        """Attempt the delivery; without a database it stays due."""
+        try:
+            await self._parts.sender.attempt(delivery_id)
+        except SQLAlchemyError as exc:
+            self._parts.events.emit(ServiceFault(part="sql", error=f"delivery {delivery_id}: {type(exc).__name__}"))
 
     @property
     def _parts(self) -> _Running:
@@ -173,7 +177,8 @@ class Runtime(Middleware):
             events=events,
         )
         tasks = tuple(
-            asyncio.create_task(loop) for loop in (leases.renew_forever(), admission.run_forever(), sweeper.run_forever())
+            asyncio.create_task(loop)
+            for loop in (leases.renew_forever(), admission.run_forever(), sweeper.run_forever())
         )
         return _Running(
             flow=flow,
@@ -186,11 +191,12 @@ class Runtime(Middleware):
             clients=(client, webhooks),
             tasks=tasks,
             process=process,
+            events=events,
         )
 
     async def _quiesce(self, running: _Running) -> None:
         running.clock.stop()
-        renewal, *others = running.tasks
+        _renewal, *others = running.tasks
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)

@@ -63,7 +63,9 @@ def list_(*, as_json: bool) -> None:
     with access.database(Settings.from_env()) as engine:
         listed = Assistants(engine).all()
     if as_json:
-        print_json([{"assistant": each.address, "newest": each.newest, "environments": each.environments} for each in listed])
+        print_json(
+            [{"assistant": each.address, "newest": each.newest, "environments": each.environments} for each in listed]
+        )
         return
     table = Table("assistant", "newest version", "environments")
     for each in listed:

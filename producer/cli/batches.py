@@ -49,7 +49,9 @@ def status(batch_id: str | None, *, watch: bool, as_json: bool) -> None:
 
 @click.command()
 @click.argument("batch_id", metavar="BATCH")
-@click.option("--format", "format_", type=click.Choice(["csv", "jsonl"]), help="[default: by the suffix of --out, else csv]")
+@click.option(
+    "--format", "format_", type=click.Choice(["csv", "jsonl"]), help="[default: by the suffix of --out, else csv]"
+)
 @click.option("--out", "out_path", type=click.Path(path_type=Path), help="File to write; standard output without it.")
 def results(batch_id: str, *, format_: str | None, out_path: Path | None) -> None:
     """Write the results of BATCH in the order of its rows, as far as they are there."""

@@ -16,7 +16,7 @@ from schemas.errors import AssistqError
 EXIT_ERROR = 1
 
 
-class Terminated(BaseException):  # noqa: N818 - like KeyboardInterrupt, whose part it takes for SIGTERM
+class Terminated(BaseException):
     """SIGTERM arrived."""
 
 

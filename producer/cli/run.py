@@ -52,7 +52,9 @@ class Wall:
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--assistant", required=True, help="Assistant file (YAML), or the address of a stored assistant.")
-@click.option("--out", "out_path", type=click.Path(path_type=Path), help="Results file, .csv or .jsonl. [default: beside FILE]")
+@click.option(
+    "--out", "out_path", type=click.Path(path_type=Path), help="Results file, .csv or .jsonl. [default: beside FILE]"
+)
 @click.option("--webhook", metavar="URL", help="Called once, signed, when the batch ends.")
 @click.option("--skip-bad-rows", is_flag=True, help="Run the good rows; each bad one is in the results with its error.")
 @click.option("--again", is_flag=True, help="Run all rows anew, even if this file was run with this assistant before.")
@@ -83,21 +85,24 @@ def run(
         check_rows(file, assistant_file.load(Path(assistant)), skip_bad_rows=True)
     with access.database(settings) as engine:
         config, version = load(assistant, Assistants(engine))
-        source = Source(path=file, config=config, version=version, checked=check_rows(file, config, skip_bad_rows=skip_bad_rows))
+        source = Source(
+            path=file, config=config, version=version, checked=check_rows(file, config, skip_bad_rows=skip_bad_rows)
+        )
         expected = None if expect is None else _expected(source, expect)
         records = Records(engine)
         batch_id = source.batch_id + (f"_{datetime.now(UTC):%Y%m%dT%H%M%S}" if again else "")
-        status = records.batch(batch_id)
-        if status is None:
-            status = _run_batch(settings, source, batch_id=batch_id, webhook=webhook, records=records)
-        else:
-            say(f"all {status.total} rows were run before (batch {batch_id}); --again runs them anew")
+        before = records.batch(batch_id)
+        if before is not None:
+            say(f"all {before.total} rows were run before (batch {batch_id}); --again runs them anew")
+        status = before or _run_batch(settings, source, batch_id=batch_id, webhook=webhook, records=records)
         if isinstance(status, Wall):
             _tell_wall(status)
             raise SystemExit(EXIT_WALL)
         write_results(records.results(batch_id), out_path, format="jsonl" if out_path.suffix == ".jsonl" else "csv")
         accuracy = None if expected is None else _accuracy(expected, records, batch_id)
-        _report(status, records, out_path=out_path, accuracy=accuracy, took_s=time.monotonic() - began_s, as_json=as_json)
+        _report(
+            status, records, out_path=out_path, accuracy=accuracy, took_s=time.monotonic() - began_s, as_json=as_json
+        )
     if status.counts.get(Status.SUCCEEDED, 0) < status.finished:
         raise SystemExit(EXIT_SOME_NOT_SUCCEEDED)
 
@@ -133,7 +138,9 @@ def _submit_and_watch(
     return ended
 
 
-def _watch(producer: Producer, batch: BatchHandle, system: System, source: Source, *, already: int) -> BatchStatus | Wall:
+def _watch(
+    producer: Producer, batch: BatchHandle, system: System, source: Source, *, already: int
+) -> BatchStatus | Wall:
     at_work = f"{system.processes} processes x {system.threads} threads"
     model = source.config.model or system.endpoint.model
     say(f"batch {batch.id}: {source.checked.rows} rows, {at_work}, model {model}")
@@ -228,7 +235,9 @@ def _results_path(file: Path, out_path: Path | None) -> Path:
 def _expected(source: Source, column: str) -> list[Any]:
     values = [job.variables.get(column) for job in source.jobs_only()]
     if not any(value is not None for value in values):
-        raise InputError(f"--expect {column}: no such column", file=str(source.path), line=1, mend="name one of the header's columns")
+        raise InputError(
+            f"--expect {column}: no such column", file=str(source.path), line=1, mend="name one of the header's columns"
+        )
     return values
 
 
@@ -242,7 +251,13 @@ def _accuracy(expected: list[Any], records: Records, batch_id: str) -> tuple[int
 
 
 def _report(
-    status: BatchStatus, records: Records, *, out_path: Path, accuracy: tuple[int, int] | None, took_s: float, as_json: bool
+    status: BatchStatus,
+    records: Records,
+    *,
+    out_path: Path,
+    accuracy: tuple[int, int] | None,
+    took_s: float,
+    as_json: bool,
 ) -> None:
     if as_json:
         summary = {**batch_json(status), "out": str(out_path), "took_s": round(took_s, 3)}

@@ -19,7 +19,9 @@ from schemas.settings import Settings
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--assistant", required=True, help="Assistant file (YAML), or the address of a stored assistant.")
 @click.option("--webhook", metavar="URL", help="Called once, signed, when the batch ends.")
-@click.option("--skip-bad-rows", is_flag=True, help="Enqueue the good rows; each bad one is in the results with its error.")
+@click.option(
+    "--skip-bad-rows", is_flag=True, help="Enqueue the good rows; each bad one is in the results with its error."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the batch as JSON.")
 def submit(file: Path, assistant: str, *, webhook: str | None, skip_bad_rows: bool, as_json: bool) -> None:
     """Enqueue every row of FILE (CSV or JSONL) and print the batch id.
@@ -29,7 +31,9 @@ def submit(file: Path, assistant: str, *, webhook: str | None, skip_bad_rows: bo
     settings = Settings.from_env()
     with access.database(settings) as engine:
         config, version = load(assistant, Assistants(engine))
-        source = Source(path=file, config=config, version=version, checked=check_rows(file, config, skip_bad_rows=skip_bad_rows))
+        source = Source(
+            path=file, config=config, version=version, checked=check_rows(file, config, skip_bad_rows=skip_bad_rows)
+        )
     with valkey.attached(settings) as redis_url:
         producer = Producer.from_settings(settings, redis_url=redis_url)
         batch = producer.enqueue_many(source.jobs(), batch_id=source.batch_id, webhook=webhook, label=file.name)

@@ -27,7 +27,13 @@ def show(thread_id: str, *, workspace: str | None, as_json: bool) -> None:
     if as_json:
         print_json(
             [
-                {"position": each.position, "role": each.role, "content": each.content, "job_id": each.job_id, "created_at": each.created_at}
+                {
+                    "position": each.position,
+                    "role": each.role,
+                    "content": each.content,
+                    "job_id": each.job_id,
+                    "created_at": each.created_at,
+                }
                 for each in messages
             ]
         )

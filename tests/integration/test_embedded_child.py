@@ -193,8 +193,14 @@ def test_stop_may_be_called_again(started: ExitStack) -> None:
 
 
 def test_a_child_outlives_the_thread_that_started_it(started: ExitStack) -> None:
+    lines: list[str] = []
     children: list[Child] = []
-    thread = threading.Thread(target=lambda: children.append(start(started, SLEEP_LONG)))
+
+    def start_and_end() -> None:
+        children.append(start(started, f"print('ready', flush=True); {SLEEP_LONG}", lines))
+        until(lambda: "ready" in lines, what="the leash is on")
+
+    thread = threading.Thread(target=start_and_end)
     thread.start()
     thread.join()
 
@@ -203,10 +209,15 @@ def test_a_child_outlives_the_thread_that_started_it(started: ExitStack) -> None
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the leash is a call of Linux")
-def test_the_child_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("runs_already", [True, False])
+def test_the_child_ends_when_its_parent_is_killed(runs_already: bool) -> None:
+    """Also when the parent dies before the leash is on."""
     code = (
         "from producer.embedded.child import Child; import sys, threading\n"
-        f"print(Child([sys.executable, '-c', {SLEEP_LONG!r}]).pid, flush=True)\n"
+        f"lines = (lambda line: print(line, flush=True)) if {runs_already} else None\n"
+        f"child = Child([sys.executable, '-c', {'import os; print(os.getpid(), flush=True); ' + SLEEP_LONG!r}],"
+        " on_line=lines)\n"
+        f"if not {runs_already}: print(child.pid, flush=True)\n"
         "threading.Event().wait(600)\n"
     )
     with subprocess.Popen(python(code), stdout=subprocess.PIPE, text=True) as parent:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 from pydantic import SecretStr
 from redis import Redis
@@ -140,9 +141,10 @@ def test_it_ends_with_the_one_who_started_it_and_its_data_stays(settings: Settin
 
 def test_who_comes_second_shares_the_server_and_does_not_stop_it(settings: Settings) -> None:
     with attached(settings) as url:
-        first = run_id(url)
+        first, children = run_id(url), psutil.Process().children()
         with attached(settings) as same_url:
             assert run_id(same_url) == first
+            assert psutil.Process().children() == children
 
         assert run_id(url) == first
 

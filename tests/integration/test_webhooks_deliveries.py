@@ -15,10 +15,10 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import SessionTransaction
 from sqlmodel import Session
 
-from schemas.database import engine_for, ensure_tables
+from schemas.database import engine_for, ensure_tables, signing_secret
 from schemas.tables import Delivery, WebhookSecret
 from worker.webhooks.decide import Answer, Delivered, GaveUp, RetryAt
-from worker.webhooks.deliveries import Deliveries, new_delivery, signing_secret
+from worker.webhooks.deliveries import Deliveries, new_delivery
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 RACERS = 6

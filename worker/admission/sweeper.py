@@ -23,7 +23,13 @@ class Sweeper:
     """The sweep loop of one process."""
 
     def __init__(
-        self, *, queue: JobQueue, store: Store, send_due_webhooks: SendDueWebhooks, wake: Callable[[], None], events: Events
+        self,
+        *,
+        queue: JobQueue,
+        store: Store,
+        send_due_webhooks: SendDueWebhooks,
+        wake: Callable[[], None],
+        events: Events,
     ) -> None:
         """Take the parts; `wake` tells admission that jobs went back to their lines."""
         self._queue = queue

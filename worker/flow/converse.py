@@ -67,7 +67,9 @@ class Conversation:
         try:
             reply = await self._provider.complete(request)
         except ProviderError as error:
-            self._tell(claimed, prepared, began_s, outcome=type(error).__name__, status=error.http_status, usage=Usage())
+            self._tell(
+                claimed, prepared, began_s, outcome=type(error).__name__, status=error.http_status, usage=Usage()
+            )
             return await self._met(error, claimed, prepared, tokens)
         step = ReplyStep(
             content=reply.content,

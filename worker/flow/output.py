@@ -82,13 +82,18 @@ def _not_valid(why: str) -> OutputError:
 
 
 def _in_result(schema: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "object", "properties": {RESULT_KEY: schema}, "required": [RESULT_KEY], "additionalProperties": False}
+    return {
+        "type": "object",
+        "properties": {RESULT_KEY: schema},
+        "required": [RESULT_KEY],
+        "additionalProperties": False,
+    }
 
 
 def _without_fence(text: str) -> str:
     """Take off the Markdown code fence that some models put around JSON."""
     lines = text.strip().splitlines()
-    if len(lines) >= 2 and lines[0].startswith("```") and lines[-1].strip() == "```":  # noqa: PLR2004 - two fences
+    if len(lines) >= 2 and lines[0].startswith("```") and lines[-1].strip() == "```":
         return "\n".join(lines[1:-1])
     return text
 

@@ -47,7 +47,9 @@ def prepare(
     try:
         own = _rendered(config, record)
     except template.MissingVariableError as exc:
-        return Failed(code=Code.MISSING_VARIABLE, error=f"the template needs variable '{exc.path}', which the job does not give")
+        return Failed(
+            code=Code.MISSING_VARIABLE, error=f"the template needs variable '{exc.path}', which the job does not give"
+        )
     except template.TemplateError as exc:
         return Failed(code=Code.BAD_TEMPLATE, error=str(exc))
     messages = (*own, *context.history, *record.job.messages)
@@ -79,8 +81,10 @@ def _rendered(config: AssistantConfig, record: JobRecord) -> list[Message]:
     messages = []
     if config.instructions:
         messages.append(Message(role="system", content=template.render(config.instructions, variables, strict=strict)))
-    for part in config.template:
-        messages.append(Message(role=part.role, content=template.render(part.content, variables, strict=strict)))
+    messages += [
+        Message(role=part.role, content=template.render(part.content, variables, strict=strict))
+        for part in config.template
+    ]
     return messages
 
 

@@ -94,7 +94,7 @@ class Flow:
             next_step = Snoozed(delay_s=STORE_RETRY_S, code=Code.STORE_AWAY, reason=str(away))
         except (StaleJobError, RedisAway):
             raise
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001 - a job that trips over a bug must end, not come back for ever
             self._events.emit(JobCrashed(claimed.id, claimed.batch_id, error=exc))
             crash = decide_crash(exc, attempt=claimed.attempts + 1, max_attempts=self._max_attempts)
             next_step = crash if isinstance(crash, Snoozed) else self._ended(claimed, crash)
@@ -164,7 +164,9 @@ class Flow:
             claimed, delay_s=snoozed.delay_s, burns_attempt=snoozed.burns_attempt, hold_line=snoozed.hold_line
         )
         self._events.emit(
-            JobSnoozed(claimed.id, claimed.batch_id, code=snoozed.code.value, reason=snoozed.reason, delay_s=snoozed.delay_s)
+            JobSnoozed(
+                claimed.id, claimed.batch_id, code=snoozed.code.value, reason=snoozed.reason, delay_s=snoozed.delay_s
+            )
         )
 
 

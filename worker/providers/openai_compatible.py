@@ -119,7 +119,9 @@ def _reply(response: httpx.Response) -> ChatReply:
         completion = _Completion.model_validate_json(response.content)
     except ValidationError as exc:
         # Some proxies answer 200 with an error in the body.
-        raise ReplyMalformed(f"a 2xx answer without a completion: {_words(response)}", http_status=response.status_code) from exc
+        raise ReplyMalformed(
+            f"a 2xx answer without a completion: {_words(response)}", http_status=response.status_code
+        ) from exc
     if not completion.choices:
         raise ReplyMalformed("a completion without choices", http_status=response.status_code)
     choice = completion.choices[0]

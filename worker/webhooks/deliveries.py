@@ -6,25 +6,21 @@ database are SQLAlchemy's own and pass through: the delivery stays due and is se
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, assert_never
 
-from sqlalchemy import Engine, insert, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import Engine, update
 from sqlmodel import Session, col, select
 
-from schemas.tables import Delivery, WebhookSecret
+from schemas.database import signing_secret
+from schemas.tables import Delivery
 from schemas.webhook import DeliveryState, WebhookEvent
 from worker.webhooks.decide import Answer, Decision, Delivered, GaveUp, RetryAt
 
 # Longer than a POST may take, so that a lease ends only under a worker that died.
 LEASE_S = 60.0
-SECRET_PREFIX = "whsec_"  # noqa: S105 - no secret, what one begins with
-SECRET_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,26 +119,6 @@ class Deliveries:
             secret = signing_secret(session, workspace)
             session.commit()
             return secret
-
-
-def signing_secret(session: Session, workspace: str) -> str:
-    """Return the workspace's secret, `whsec_…`, adding a random one in the session's transaction if missing.
-
-    Of two that make one at the same time, the primary key lets one win; both return it.
-    """
-    statement = select(WebhookSecret.secret).where(col(WebhookSecret.workspace) == workspace)
-    secret = session.exec(statement).one_or_none()
-    if secret is not None:
-        return secret
-    made = SECRET_PREFIX + base64.b64encode(secrets.token_bytes(SECRET_BYTES)).decode("ascii")
-    try:
-        # A savepoint: losing the race must not undo what the caller's transaction did before.
-        with session.begin_nested():
-            row = {"workspace": workspace, "secret": made, "created_at": datetime.now(UTC)}
-            session.connection().execute(insert(WebhookSecret).values(row))
-    except IntegrityError:
-        return session.exec(statement).one()
-    return made
 
 
 def new_delivery(
