@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from itertools import islice
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import redis
 from redis.backoff import ExponentialBackoff
@@ -19,15 +20,18 @@ from schemas import names
 from schemas.batch import BatchStatus
 from schemas.errors import ProducerError, ResultTimeout
 from schemas.job import InvokeJob, JobRecord, Rejection
-from schemas.lane import LaneFault
+from schemas.lane import Lane, LaneFault
 from schemas.result import JobResult
 from schemas.settings import Settings
+from schemas.webhook import checked_url
 
 log = logging.getLogger(__name__)
 
 CHUNK_JOBS = 500
 # How long an enqueue waits for the server's next flush to disk (it flushes each second).
 FLUSH_TIMEOUT_S = 5
+# A watcher outlives a Redis that is away for this long, as while it is started again.
+PATIENCE_S = 60.0
 _MAX_CONNECTIONS = 512
 
 
@@ -104,6 +108,8 @@ class Producer:
         batch stays open: send it again under its id.
         """
         batch_id = batch_id or f"batch_{uuid.uuid4().hex}"
+        if webhook is not None:
+            checked_url(webhook)
         workspace: str | None = None
         numbered = enumerate(jobs)
         while chunk := list(islice(numbered, CHUNK_JOBS)):
@@ -133,17 +139,24 @@ class Producer:
 
     def lane_faults(self, workspace: str) -> list[LaneFault]:
         """Return the walls that the workspace's lanes stand before now."""
-        stored = cast("dict[bytes, bytes]", self._redis.hgetall(names.FAULTS))
+        with _answers():
+            stored = cast("dict[bytes, bytes]", self._redis.hgetall(names.FAULTS))
         faults = [LaneFault.model_validate_json(fault) for fault in stored.values()]
         return [fault for fault in faults if fault.workspace == workspace]
+
+    def lane_fault(self, lane: Lane) -> LaneFault | None:
+        """Return the wall that this lane stands before now, if any."""
+        with _answers():
+            stored = cast("bytes | None", self._redis.hget(names.FAULTS, lane.key))
+        return None if stored is None else LaneFault.model_validate_json(stored)
 
     def forget_lane_faults(self, job: InvokeJob) -> None:
         """Let the job's line, and its workspace's lanes that stand still, be tried at once.
 
         For whoever has just removed the wall: a new key, a provider that is back.
         """
-        stored = cast("dict[bytes, bytes]", self._redis.hgetall(names.FAULTS))
-        with self._redis.pipeline(transaction=True) as pipe:
+        with _answers(), self._redis.pipeline(transaction=True) as pipe:
+            stored = cast("dict[bytes, bytes]", self._redis.hgetall(names.FAULTS))
             pipe.delete(names.hold(job.line))
             for lane, fault in stored.items():
                 if LaneFault.model_validate_json(fault).workspace == job.workspace:
@@ -154,8 +167,24 @@ class Producer:
 
     def open_batches(self) -> list[BatchStatus]:
         """Return the batches that have not ended, oldest first."""
-        ids = [_text(batch_id) for batch_id in cast("list[bytes]", self._redis.zrange(names.BATCHES, 0, -1))]
-        return [status for status in (self.batch(batch_id).status() for batch_id in ids) if status is not None]
+        with _answers():
+            ids = [_text(batch_id) for batch_id in cast("list[bytes]", self._redis.zrange(names.BATCHES, 0, -1))]
+        found = (self.batch(batch_id).status() for batch_id in ids)
+        return [status for status in found if status is not None and not status.ended]
+
+    def capacity(self) -> int:
+        """Return how many jobs the workers that are alive can run at once; 0 if there are none."""
+        with _answers():
+            seconds, microseconds = self._redis.time()
+            workers = cast("dict[bytes, bytes]", self._redis.hgetall(names.WORKERS))
+        now_ms = seconds * 1000 + microseconds // 1000
+        told = [[int(number) for number in _text(value).split()] for value in workers.values()]
+        return sum(threads for threads, expires_ms in told if expires_ms > now_ms)
+
+    def name_webhook(self, batch_id: str, url: str) -> None:
+        """Have `url` called when this batch, which was enqueued before, ends."""
+        with _answers():
+            self._redis.hset(names.batch(batch_id), "webhook", checked_url(url))
 
     def close(self) -> None:
         """Close the connections."""
@@ -165,7 +194,7 @@ class Producer:
         key = names.batch(batch_id)
         now_ms = int(time.time() * 1000)
         fields = {"workspace": workspace, "webhook": webhook or "", "label": label, "created_ms": now_ms}
-        with self._redis.pipeline(transaction=True) as pipe:
+        with _answers(), self._redis.pipeline(transaction=True) as pipe:
             for field, value in fields.items():
                 pipe.hsetnx(key, field, str(value))
             if webhook:
@@ -231,19 +260,11 @@ class JobHandle:
         Raises ResultTimeout after `timeout_s` (None waits for ever) and ProducerError for a
         job that the queue does not know; a result can be had for names.RESULT_TTL_S.
         """
-        with self._redis.pubsub(ignore_subscribe_messages=True) as events:
-            # Subscribe before looking, or an end in between would be missed.
-            events.subscribe(names.done_channel(self.id))
-            found = self._peek()
-            deadline = None if timeout_s is None else time.monotonic() + timeout_s
-            while found is None:
-                left_s = 5.0 if deadline is None else deadline - time.monotonic()
-                if left_s <= 0:
-                    raise ResultTimeout(f"job {self.id} has not ended after {timeout_s} s; it goes on, ask again")
-                # A lost subscription is found by looking every few seconds.
-                events.get_message(timeout=min(left_s, 5.0))
-                found = self._peek()
-        return found
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        for found in _looks(self._redis, names.done_channel(self.id), self._peek, interval_s=5.0, deadline=deadline):
+            if found is not None:
+                return found
+        raise ResultTimeout(f"job {self.id} has not ended after {timeout_s} s; it goes on, ask again")
 
     def _peek(self) -> JobResult | None:
         with self._redis.pipeline(transaction=True) as pipe:
@@ -266,6 +287,10 @@ class BatchHandle:
 
     def status(self) -> BatchStatus | None:
         """Return its counts at this moment, or None for a batch that Redis does not hold (any more)."""
+        with _answers():
+            return self._status()
+
+    def _status(self) -> BatchStatus | None:
         fields = self._redis.hgetall(names.batch(self.id))
         if not fields:
             return None
@@ -273,26 +298,66 @@ class BatchHandle:
 
     def wait(self, *, timeout_s: float | None = None) -> BatchStatus:
         """Wait until the batch has ended and its row is in SQL; return its final counts."""
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        for status in self.watch(interval_s=1.0):
+        for status in self._watch(interval_s=1.0, timeout_s=timeout_s):
             if status.ended:
                 return status
-            if deadline is not None and time.monotonic() >= deadline:
-                raise ResultTimeout(f"batch {self.id} has not ended after {timeout_s} s; it goes on, ask again")
-        raise AssertionError("watch() does not end before the batch does")
+        raise ResultTimeout(f"batch {self.id} has not ended after {timeout_s} s; it goes on, ask again")
 
     def watch(self, *, interval_s: float = 0.25) -> Iterator[BatchStatus]:
         """Yield the status at least every `interval_s` and at once at the end, which is the last."""
-        with self._redis.pubsub(ignore_subscribe_messages=True) as events:
-            events.subscribe(names.batch(self.id))
-            while True:
-                status = self.status()
-                if status is None:
-                    raise ProducerError(f"batch {self.id} is not known to this Redis")
-                yield status
-                if status.ended:
-                    return
-                events.get_message(timeout=interval_s)
+        return self._watch(interval_s=interval_s, timeout_s=None)
+
+    def _watch(self, *, interval_s: float, timeout_s: float | None) -> Iterator[BatchStatus]:
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        for status in _looks(self._redis, names.batch(self.id), self._status, interval_s=interval_s, deadline=deadline):
+            if status is None:
+                raise ProducerError(f"batch {self.id} is not known to this Redis")
+            yield status
+            if status.ended:
+                return
+
+
+Found = TypeVar("Found")
+
+
+def _looks(
+    connection: redis.Redis, channel: str, look: Callable[[], Found], *, interval_s: float, deadline: float | None
+) -> Iterator[Found]:
+    """Yield what `look` finds, at least every `interval_s` and at each message of the channel, until the deadline.
+
+    A Redis that is away for less than PATIENCE_S is waited for.
+    """
+    answered = time.monotonic()
+    while True:
+        try:
+            with connection.pubsub(ignore_subscribe_messages=True) as events:
+                # Subscribe before looking, or an end in between would be missed.
+                events.subscribe(channel)
+                while True:
+                    yield look()
+                    answered = time.monotonic()
+                    left_s = interval_s if deadline is None else min(interval_s, deadline - answered)
+                    if left_s <= 0:
+                        return
+                    # A lost subscription is found by looking again all the same.
+                    events.get_message(timeout=left_s)
+        except (redis.ConnectionError, redis.TimeoutError) as exc:
+            # The client has tried for some seconds by itself, so this is no busy loop.
+            if time.monotonic() - answered > PATIENCE_S:
+                raise ProducerError(f"Redis has not answered for {PATIENCE_S:g} s: {exc}") from exc
+            if deadline is not None and time.monotonic() > deadline:
+                return
+        except redis.RedisError as exc:
+            raise ProducerError(f"Redis refuses: {exc}") from exc
+
+
+@contextmanager
+def _answers() -> Iterator[None]:
+    """Turn the client's errors into ProducerError."""
+    try:
+        yield
+    except redis.RedisError as exc:
+        raise ProducerError(f"Redis does not answer as it should: {exc}") from exc
 
 
 def row_job_id(batch_id: str, row: int) -> str:

@@ -4,12 +4,14 @@
 -- then 6 a job: id, record (JSON), line, workspace, thread id or '', row or ''
 --
 -- Keys, as in schemas/names.py: aq:job:<id>, aq:result:<id>, aq:batch:<batch>,
--- aq:batch:<batch>:rows, aq:thread:<workspace>:<thread>, aq:line:<line>, aq:lines, aq:lines:in.
+-- aq:rows:<batch>, aq:thread:<workspace>:<thread>, aq:line:<line>, aq:lines, aq:lines:in.
 --
--- Returns one number a job: 1 it is new, 0 it was there before.
+-- Returns one number a job: 1 it is new, 0 it was there before. A new row for a batch that was
+-- sealed is an error, and nothing was written: such a batch may have ended already.
 -- A row's bit is what makes a resumed submission safe: the job's own keys are gone once it ended.
 
 local batch = ARGV[1]
+local total = batch ~= '' and redis.call('HGET', 'aq:batch:' .. batch, 'total')
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 local replies = {}
@@ -26,8 +28,12 @@ for i = 2, #ARGV, 6 do
   local workspace, thread, row = ARGV[i + 3], ARGV[i + 4], ARGV[i + 5]
   local job = 'aq:job:' .. id
   local known = redis.call('EXISTS', job, 'aq:result:' .. id) > 0
-  if not known and batch ~= '' then
-    known = redis.call('SETBIT', 'aq:batch:' .. batch .. ':rows', row, 1) == 1
+    or (batch ~= '' and redis.call('GETBIT', 'aq:rows:' .. batch, row) == 1)
+  if not known and total then
+    return redis.error_reply('batch ' .. batch .. ' is closed with ' .. total .. ' jobs; send more as another batch')
+  end
+  if batch ~= '' then
+    redis.call('SETBIT', 'aq:rows:' .. batch, row, 1)
   end
   if known then
     replies[#replies + 1] = 0

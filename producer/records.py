@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, or_
 from sqlmodel import Session, col, select
 
 from schemas.batch import BatchState, BatchStatus
@@ -33,6 +33,13 @@ class Records:
     def batches(self, limit: int) -> list[BatchStatus]:
         """Return the batches that ended last, latest first."""
         query = select(Batch).order_by(col(Batch.finished_at).desc()).limit(limit)
+        with Session(self._engine) as session:
+            return [_status(row) for row in session.exec(query)]
+
+    def runs_of(self, batch_id: str) -> list[BatchStatus]:
+        """Return the batch and those that ran its rows anew (`run --again`), as far as they ended, oldest first."""
+        anew = col(Batch.id).startswith(f"{batch_id}_", autoescape=True)
+        query = select(Batch).where(or_(col(Batch.id) == batch_id, anew)).order_by(col(Batch.finished_at))
         with Session(self._engine) as session:
             return [_status(row) for row in session.exec(query)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict
 
@@ -21,6 +22,11 @@ class Lane:
     def key(self) -> str:
         """Return the lane's name in Redis keys, metrics and messages."""
         return f"{self.workspace}/{self.provider}/{self.model}"
+
+
+def provider_name(base_url: str) -> str:
+    """Return the provider's part of its lanes: the host of its URL."""
+    return urlsplit(base_url).hostname or base_url
 
 
 class LaneFault(BaseModel):

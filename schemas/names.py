@@ -6,7 +6,7 @@ server's clock.
 
 | key | type | holds |
 | --- | --- | --- |
-| `aq:job:<job>` | hash | one job that has not ended: `record` (JSON of JobRecord), `state` (waiting, released, running, snoozed, blocked), `epoch`, `attempts`, `line`, `thread`, `batch`, `enqueued_ms` |
+| `aq:job:<job>` | hash | one job that has not ended: `record` (JSON of JobRecord), `state` (waiting, released, running, snoozed, blocked), `epoch`, `owner` (the claim's token), `attempts`, `line`, `thread`, `batch`, `enqueued_ms` |
 | `aq:journal:<job>` | list | the job's finished steps, JSON, oldest first |
 | `aq:result:<job>` | string | JSON of JobResult; kept RESULT_TTL_S after the end |
 | `aq:line:<line>` | list | waiting jobs of one assistant, head runs first |
@@ -17,11 +17,11 @@ server's clock.
 | `aq:snoozed` | zset | jobs that wait for a time, by that time |
 | `aq:thread:<workspace>:<thread>` | list | jobs of one thread that have not ended; only the head may run |
 | `aq:workers` | hash | worker process -> `<capacity> <expires_ms>` |
-| `aq:batch:<batch>` | hash | `total` (once sealed), `enqueued`, one count per final status, `requests`, `prompt_tokens`, `completion_tokens`, `state`, `workspace`, `webhook`, `label`, `created_ms` |
-| `aq:batch:<batch>:rows` | bitmap | rows that were enqueued: a row enters a batch once |
+| `aq:batch:<batch>` | hash | `total` (once sealed), `enqueued`, `started` (ms), `finished`, one count per final status, `requests`, `prompt_tokens`, `completion_tokens`, `state`, `workspace`, `webhook`, `label`, `created_ms` |
+| `aq:rows:<batch>` | bitmap | rows that were enqueued: a row enters a batch once |
 | `aq:batches` | zset | batches by creation time |
 | `aq:ending` | set | batches whose last job ended and whose end is not yet in SQL |
-| `aq:limit:<lane>` | hash | the lane's token bucket, see worker/limits/acquire.lua |
+| `aq:limit:<lane>` | hash | the lane's token bucket, see worker/limits/reserve.lua |
 | `aq:faults` | hash | lanes that stand still -> JSON of LaneFault |
 """  # noqa: E501 - a table row is one line
 
@@ -94,7 +94,7 @@ def batch(batch_id: str) -> str:
 
 def batch_rows(batch_id: str) -> str:
     """Return the key of the bitmap of a batch's enqueued rows."""
-    return f"{PREFIX}:batch:{batch_id}:rows"
+    return f"{PREFIX}:rows:{batch_id}"
 
 
 def limit(lane: str) -> str:

@@ -7,6 +7,7 @@ import os
 import tempfile
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -42,7 +43,7 @@ class Settings(BaseSettings):
     metrics_port: int = Field(default=9191, ge=0, le=65_535)
     data_dir: Path = Path(".assistq")
     provider_timeout_s: float = Field(default=120.0, gt=0)
-    max_attempts: int = Field(default=5, ge=1)
+    max_attempts: int = Field(default=5, ge=1, le=100)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
     @field_validator("data_dir")
@@ -50,12 +51,34 @@ class Settings(BaseSettings):
     def _data_dir_is_absolute(cls, data_dir: Path) -> Path:
         return data_dir.expanduser().absolute()
 
+    @field_validator("redis_url")
+    @classmethod
+    def _redis_url_has_a_scheme(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None and not url.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("must begin with redis://, rediss:// or unix://")
+        return url
+
     @field_validator("provider_base_url")
     @classmethod
     def _base_url_is_http(cls, url: str | None) -> str | None:
-        if url is not None and not url.startswith(("http://", "https://")):
+        if url is None:
+            return None
+        if not url.startswith(("http://", "https://")):
             raise ValueError("must begin with http:// or https://")
-        return url.rstrip("/") if url else url
+        if not _names_a_host(url):
+            raise ValueError("must name a host, and a port of 1 to 65535 if any")
+        return url.rstrip("/")
+
+    @field_validator("provider_api_key")
+    @classmethod
+    def _key_fits_a_header(cls, key: SecretStr | None) -> SecretStr | None:
+        if key is None:
+            return None
+        # A key that was read from a file often ends with a line break.
+        value = key.get_secret_value().strip()
+        if not value.isascii() or not value.isprintable() or " " in value:
+            raise ValueError("must be printable ASCII without spaces, or it cannot be sent")
+        return SecretStr(value) if value else None
 
     @classmethod
     def from_env(cls) -> Settings:
@@ -92,3 +115,11 @@ class Settings(BaseSettings):
             if url.startswith(prefix):
                 return "postgresql+psycopg://" + url.removeprefix(prefix)
         return url
+
+
+def _names_a_host(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return bool(parts.hostname) and parts.port != 0 and url.isprintable() and " " not in url
+    except ValueError:
+        return False

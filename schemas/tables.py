@@ -34,6 +34,17 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value if value is None or value.tzinfo else value.replace(tzinfo=UTC)
 
 
+class StoredText(TypeDecorator[str]):
+    """Text of others, such as a model's: what PostgreSQL cannot store in it becomes U+FFFD."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Any) -> str | None:  # noqa: ARG002 - SQLAlchemy's signature
+        """Replace NUL and lone surrogates."""
+        return None if value is None else value.encode("utf-8", "replace").decode().replace("\x00", "\ufffd")
+
+
 class AssistantVersion(SQLModel, table=True):
     """One immutable version of an assistant; `fingerprint` tells equal configurations."""
 
@@ -67,7 +78,7 @@ class Job(SQLModel, table=True):
     id: str = Field(primary_key=True)
     batch_id: str | None = None
     row: int | None = Field(default=None, sa_type=BigInteger)
-    custom_id: str | None = None
+    custom_id: str | None = Field(default=None, sa_type=StoredText)
     workspace: str
     assistant: str
     version: int | None = None
@@ -75,9 +86,9 @@ class Job(SQLModel, table=True):
     status: str
     output: Any = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
     error_code: str | None = None
-    error: str | None = Field(default=None, sa_type=Text)
-    raw_reply: str | None = Field(default=None, sa_type=Text)
-    model: str | None = None
+    error: str | None = Field(default=None, sa_type=StoredText)
+    raw_reply: str | None = Field(default=None, sa_type=StoredText)
+    model: str | None = Field(default=None, sa_type=StoredText)
     requests: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -116,7 +127,7 @@ class ThreadMessage(SQLModel, table=True):
     position: int
     job_id: str = Field(index=True)
     role: str
-    content: str = Field(sa_type=Text)
+    content: str = Field(sa_type=StoredText)
     created_at: datetime = Field(sa_type=UtcDateTime)
 
 
@@ -127,7 +138,7 @@ class Batch(SQLModel, table=True):
 
     id: str = Field(primary_key=True)
     workspace: str
-    label: str = ""
+    label: str = Field(default="", sa_type=StoredText)
     state: str
     total: int
     counts: dict[str, int] = Field(sa_column=Column(JSON, nullable=False))

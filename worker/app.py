@@ -10,6 +10,7 @@ import asyncio
 import os
 import socket
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -31,12 +32,13 @@ from worker import actors, logs
 from worker.admission.admission import Admission
 from worker.admission.sweeper import Sweeper
 from worker.clock import Clock
+from worker.errors import RedisAway
 from worker.events import Events, ServiceFault
 from worker.flow.converse import Conversation
 from worker.flow.run import Flow
 from worker.limits.redis_limiter import LaneLimits, RedisLimiter
 from worker.metrics import Metrics
-from worker.parent import die_with_parent
+from worker.parent import die_with_parent, heed_first_sigterm
 from worker.providers.openai_compatible import OpenAICompatible, http_client
 from worker.queue.leases import Leases
 from worker.queue.queue import Hint, JobQueue
@@ -47,6 +49,7 @@ from worker.webhooks.deliveries import Deliveries
 # Redis may be away for this many tries, some 40 s, before an operation fails.
 _REDIS_RETRIES = 25
 _REDIS_SPARE_CONNECTIONS = 64
+_LEAVE_WITHIN_S = 2.0
 _DELIVERIES_LOOK_EVERY_S = 2.0
 _DELIVERIES_AT_ONCE = 100
 
@@ -84,6 +87,7 @@ class Runtime(Middleware):
     def after_process_boot(self, broker: Broker) -> None:  # noqa: ARG002 - Dramatiq's signature
         """Tie this process to Dramatiq's master."""
         die_with_parent()
+        heed_first_sigterm()
 
     def before_worker_boot(self, broker: Broker, worker: Worker) -> None:  # noqa: ARG002
         """Build the parts on the process's event loop, before the first message."""
@@ -200,7 +204,11 @@ class Runtime(Middleware):
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
-        await running.queue.leave(running.process)
+        # A courtesy, for the heartbeat ends too: a Redis that is away, as after a kill of
+        # everything else, holds the shutdown up for no longer.
+        with suppress(TimeoutError, RedisAway):
+            async with asyncio.timeout(_LEAVE_WITHIN_S):
+                await running.queue.leave(running.process)
 
     async def _stop(self, running: _Running) -> None:
         for task in running.tasks:

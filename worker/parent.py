@@ -6,6 +6,7 @@ import ctypes
 import os
 import signal
 import sys
+from types import FrameType
 
 _PR_SET_PDEATHSIG = 1
 
@@ -21,3 +22,19 @@ def die_with_parent() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died between the two calls
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def heed_first_sigterm() -> None:
+    """Have the SIGTERM handler that is installed now called once, and every later SIGTERM ignored.
+
+    A killed command's children get several, one for each of its threads that ends. At the
+    second one a Dramatiq worker would leave its main thread, and its other threads would go on for ever.
+    """
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def once(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if callable(handler):
+            handler(number, frame)
+
+    signal.signal(signal.SIGTERM, once)

@@ -22,11 +22,11 @@ def database(settings: Settings) -> Iterator[Engine]:
         engine = engine_for(settings.effective_database_url)
         ensure_tables(engine)
     except (SQLAlchemyError, OSError) as exc:
-        why = str(getattr(exc, "orig", None) or exc).strip()
-        place = "ASSISTQ_DATABASE_URL" if settings.database_url else f"the data directory {settings.data_dir}"
-        raise AssistqError(f"the database cannot be reached: {why}; check {place}") from exc
+        raise _unreachable(settings, exc) from exc
     try:
         yield engine
+    except SQLAlchemyError as exc:
+        raise _unreachable(settings, exc) from exc
     finally:
         engine.dispose()
 
@@ -46,3 +46,9 @@ def queue(settings: Settings) -> Iterator[Producer | None]:
             yield producer
         finally:
             producer.close()
+
+
+def _unreachable(settings: Settings, exc: Exception) -> AssistqError:
+    why = " ".join(str(getattr(exc, "orig", None) or exc).split())
+    place = "ASSISTQ_DATABASE_URL" if settings.database_url else f"the data directory {settings.data_dir}"
+    return AssistqError(f"the database cannot be used: {why}; check {place}")

@@ -53,7 +53,7 @@ def apply(files: tuple[Path, ...], *, as_json: bool) -> None:
             kind = "new version" if each.new_version else "version"
             before = f", before version {each.moved_from}" if each.moved_from else ""
             what = f"{kind} {each.version}{before}"
-        out.print(f"{each.address} in {each.environment}: {what}", markup=False)
+        out.print(f"{each.address} in {each.environment}: {what}")
 
 
 @assistants.command(name="list")

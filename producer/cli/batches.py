@@ -10,7 +10,7 @@ import click
 
 from producer.bulk.results import write_results
 from producer.cli import access
-from producer.cli.console import BatchProgress, batch_json, batches_table, err, out, print_json, say
+from producer.cli.console import BatchProgress, batch_json, batches_table, out, print_json, say
 from producer.client import Producer
 from producer.records import Records
 from schemas.batch import BatchStatus
@@ -38,13 +38,16 @@ def status(batch_id: str | None, *, watch: bool, as_json: bool) -> None:
             return
         current = _find(producer, records, batch_id)
         if watch and not current.ended and producer is not None:
+            tell_no_workers(producer)
             current = _watch(producer, current)
         if as_json:
             print_json(batch_json(current))
             return
         out.print(batches_table([current]))
-        for fault in producer.lane_faults(current.workspace) if producer and not current.ended else []:
-            err.print(f"standing still ({fault.code}): {fault.reason}", markup=False)
+        if producer is not None and not current.ended:
+            tell_no_workers(producer)
+            for fault in producer.lane_faults(current.workspace):
+                say(f"standing still ({fault.code}): {fault.reason}")
 
 
 @click.command()
@@ -69,6 +72,12 @@ def results(batch_id: str, *, format_: str | None, out_path: Path | None) -> Non
         say(f"{count} results: {out_path}")
     if not current.ended:
         say(f"the batch has not ended: {count} of {current.total or '?'} rows have a result so far")
+
+
+def tell_no_workers(producer: Producer) -> None:
+    """Say so if nobody works: whoever waits would wait for ever."""
+    if producer.capacity() == 0:
+        say("no worker runs now: start `assistq up`")
 
 
 def _find(producer: Producer | None, records: Records, batch_id: str) -> BatchStatus:

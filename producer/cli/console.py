@@ -20,8 +20,9 @@ from schemas.outcome import Status
 from schemas.result import JobResult
 
 # Results go to standard output; everything about the work goes to the error output.
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+# What they print is data: `[x]` and `:x:` are no markup.
+out = Console(highlight=False, markup=False, emoji=False)
+err = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 RESULTS_SHOWN = 50
 _PLAIN_PROGRESS_EVERY_S = 5.0
@@ -54,7 +55,7 @@ class BatchProgress:
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             console=err,
             transient=False,
             disable=not err.is_terminal,

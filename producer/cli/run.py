@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import time
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -14,21 +14,21 @@ from typing import Any
 import click
 
 from producer.assistants import Assistants
-from producer.bulk import assistant_file
-from producer.bulk.results import write_results
+from producer.bulk.results import ResultsFormat, write_results
 from producer.cli import access
 from producer.cli.console import BatchProgress, batch_json, out, print_json, results_table, say
-from producer.cli.source import Source, check_rows, is_assistant_file, load
+from producer.cli.source import Source, read
 from producer.client import BatchHandle, Producer
 from producer.embedded.procfile import DEFAULT_PROCFILE
 from producer.embedded.system import System, running
 from producer.records import Records
+from schemas.assistant import AssistantConfig
 from schemas.batch import BatchStatus
-from schemas.errors import InputError, ProducerError
-from schemas.lane import LaneFault
+from schemas.errors import AssistqError, InputError, ProducerError
+from schemas.lane import Lane, LaneFault, provider_name
 from schemas.outcome import Code, Status
 from schemas.settings import Settings
-from schemas.webhook import DeliveryState
+from schemas.webhook import DeliveryState, checked_url
 
 EXIT_SOME_NOT_SUCCEEDED = 3
 EXIT_WALL = 4
@@ -39,6 +39,7 @@ PATIENCE_S = 60.0
 _WEBHOOK_PATIENCE_S = 30.0
 _LOOK_EVERY_S = 0.25
 _STOP_GRACE_S = 35.0
+_OTHERS_TOLD = 3
 _WORKER = DEFAULT_PROCFILE.partition(":")[2].strip()
 
 
@@ -53,11 +54,14 @@ class Wall:
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--assistant", required=True, help="Assistant file (YAML), or the address of a stored assistant.")
 @click.option(
-    "--out", "out_path", type=click.Path(path_type=Path), help="Results file, .csv or .jsonl. [default: beside FILE]"
+    "--out",
+    "out_path",
+    type=click.Path(path_type=Path),
+    help="Results, .csv or .jsonl. [default: FILE-results.csv beside FILE]",
 )
 @click.option("--webhook", metavar="URL", help="Called once, signed, when the batch ends.")
 @click.option("--skip-bad-rows", is_flag=True, help="Run the good rows; each bad one is in the results with its error.")
-@click.option("--again", is_flag=True, help="Run all rows anew, even if this file was run with this assistant before.")
+@click.option("--again", is_flag=True, help="Run all rows anew, after a run of this file that came to its end.")
 @click.option("--expect", metavar="COLUMN", help="Compare the outputs with this column of FILE, and show the accuracy.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON instead of tables.")
 def run(
@@ -80,31 +84,46 @@ def run(
     began_s = time.monotonic()
     settings = Settings.from_env()
     out_path = _results_path(file, out_path)
-    if is_assistant_file(assistant):
-        # Refuse a bad file before anything is started or stored.
-        check_rows(file, assistant_file.load(Path(assistant)), skip_bad_rows=True)
+    if webhook is not None:
+        checked_url(webhook)
     with access.database(settings) as engine:
-        config, version = load(assistant, Assistants(engine))
-        source = Source(
-            path=file, config=config, version=version, checked=check_rows(file, config, skip_bad_rows=skip_bad_rows)
-        )
+        source = read(file, assistant, Assistants(engine), skip_bad_rows=skip_bad_rows)
+        _refuse_no_model(source.config, settings)
         expected = None if expect is None else _expected(source, expect)
         records = Records(engine)
-        batch_id = source.batch_id + (f"_{datetime.now(UTC):%Y%m%dT%H%M%S}" if again else "")
-        before = records.batch(batch_id)
+        runs = records.runs_of(source.batch_id)
+        before = runs[-1] if runs and not again else None
         if before is not None:
-            say(f"all {before.total} rows were run before (batch {batch_id}); --again runs them anew")
+            _tell_before(before, webhook=webhook)
+        # Numbered by what has ended, so that an interrupted --again goes on under its number.
+        batch_id = f"{source.batch_id}_{len(runs) + 1}" if runs else source.batch_id
         status = before or _run_batch(settings, source, batch_id=batch_id, webhook=webhook, records=records)
         if isinstance(status, Wall):
             _tell_wall(status)
             raise SystemExit(EXIT_WALL)
-        write_results(records.results(batch_id), out_path, format="jsonl" if out_path.suffix == ".jsonl" else "csv")
-        accuracy = None if expected is None else _accuracy(expected, records, batch_id)
+        _write(records, status, out_path)
+        accuracy = None if expected is None else _accuracy(expected, records, status.batch_id)
         _report(
             status, records, out_path=out_path, accuracy=accuracy, took_s=time.monotonic() - began_s, as_json=as_json
         )
     if status.counts.get(Status.SUCCEEDED, 0) < status.finished:
         raise SystemExit(EXIT_SOME_NOT_SUCCEEDED)
+
+
+def _tell_before(before: BatchStatus, *, webhook: str | None) -> None:
+    say(f"all {before.total} rows were run before (batch {before.batch_id}); --again runs them anew")
+    if webhook is not None and webhook != before.webhook:
+        say(f"nothing is sent to {webhook}: the batch has ended before")
+
+
+def _write(records: Records, status: BatchStatus, out_path: Path) -> None:
+    kind: ResultsFormat = "jsonl" if out_path.suffix == ".jsonl" else "csv"
+    written = write_results(records.results(status.batch_id), out_path, format=kind)
+    if written < status.finished:
+        raise AssistqError(
+            f"the database holds the results of {written} of {status.finished} rows: it is not the one of the run, "
+            f"or rows were deleted; check ASSISTQ_DATABASE_URL, or run the rows anew with --again"
+        )
 
 
 def _run_batch(
@@ -125,13 +144,18 @@ def _submit_and_watch(
     producer: Producer, system: System, source: Source, *, batch_id: str, webhook: str | None, records: Records
 ) -> BatchStatus | Wall:
     before = producer.batch(batch_id).status()
+    for other in [each for each in producer.open_batches() if each.batch_id != batch_id][:_OTHERS_TOLD]:
+        say(f"the queue holds other work too, which goes on: batch {other.batch_id} ({other.label}), {_done(other)}")
+    # A wall that an earlier run met may be gone.
+    producer.forget_lane_faults(next(iter(source.jobs_only())))
     if before is not None:
         say(f"going on with batch {batch_id}: {before.finished} of {source.checked.rows} rows are done")
-        producer.forget_lane_faults(next(iter(source.jobs_only())))
     if before is None or before.total is None:
         batch = producer.enqueue_many(source.jobs(), batch_id=batch_id, webhook=webhook, label=source.path.name)
     else:
         batch = producer.batch(batch_id)
+        if webhook is not None:
+            producer.name_webhook(batch_id, webhook)
     ended = _watch(producer, batch, system, source, already=before.finished if before else 0)
     if isinstance(ended, BatchStatus) and ended.webhook:
         _await_webhook(records, batch_id)
@@ -142,22 +166,32 @@ def _watch(
     producer: Producer, batch: BatchHandle, system: System, source: Source, *, already: int
 ) -> BatchStatus | Wall:
     at_work = f"{system.processes} processes x {system.threads} threads"
-    model = source.config.model or system.endpoint.model
+    model = source.config.model or system.endpoint.model or "none"
+    lane = Lane(source.config.workspace, provider_name(system.endpoint.base_url), model)
     say(f"batch {batch.id}: {source.checked.rows} rows, {at_work}, model {model}")
     last: BatchStatus | None = None
     with BatchProgress(rows=source.checked.rows, already=already) as progress:
         for status in batch.watch(interval_s=_LOOK_EVERY_S):
             system.check()
-            faults = producer.lane_faults(source.config.workspace)
-            progress.update(status, note=faults[0].reason if faults else "")
+            fault = None if status.ended else _fault(producer, lane)
+            progress.update(status, note=fault.reason if fault else "")
             last = status
             progressed = status.counts.get(Status.SUCCEEDED, 0) > already
-            wall = next((fault for fault in faults if _is_wall(fault, progressed=progressed)), None)
-            if wall is not None and not status.ended:
-                return Wall(fault=wall)
+            if fault is not None and _is_wall(fault, progressed=progressed):
+                return Wall(fault=fault)
     if last is None:
         raise ProducerError(f"batch {batch.id} vanished from Redis")
     return last
+
+
+def _fault(producer: Producer, lane: Lane) -> LaneFault | None:
+    with suppress(ProducerError):  # watch() tells how long Redis may be away
+        return producer.lane_fault(lane)
+    return None
+
+
+def _done(status: BatchStatus) -> str:
+    return f"{status.finished} of {'?' if status.total is None else status.total} rows done"
 
 
 def _is_wall(fault: LaneFault, *, progressed: bool) -> bool:
@@ -200,7 +234,9 @@ class _second_signal_kills:  # noqa: N801 - reads as a phrase where it is used
         self._system = system
 
     def __enter__(self) -> None:
-        self._before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        # What is ignored, as Ctrl-C is in a script's background, stays ignored.
+        self._before = {number: handler for number, handler in handlers.items() if callable(handler)}
         for number in self._before:
             signal.signal(number, self._first)
 
@@ -219,16 +255,32 @@ class _second_signal_kills:  # noqa: N801 - reads as a phrase where it is used
 
     def _second(self, _number: int, _frame: FrameType | None) -> None:
         for pid in self._system.supervisor.pids().values():
-            # Each child leads a process group of its own.
-            os.killpg(pid, signal.SIGKILL)
+            # Each child leads a process group of its own, unless it has ended by now.
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(pid, signal.SIGKILL)
+
+
+def _refuse_no_model(config: AssistantConfig, settings: Settings) -> None:
+    """Refuse before the first row what would fail every row; the local model needs no name."""
+    if config.model is None and settings.model is None and settings.provider_base_url is not None:
+        raise InputError(
+            f"assistant {config.assistant} names no model", mend="write `model:` in its file, or set ASSISTQ_MODEL"
+        )
 
 
 def _results_path(file: Path, out_path: Path | None) -> Path:
     path = out_path or file.with_name(f"{file.stem}-results.csv")
     if path.suffix not in (".csv", ".jsonl"):
         raise InputError(f"--out {path}: the format is told by the suffix", mend="name it .csv or .jsonl")
-    if path.absolute() == file.absolute():
+    if path.resolve() == file.resolve():
         raise InputError(f"--out {path} would overwrite the input", mend="name another file")
+    # Now, not after everything was paid for.
+    if path.is_dir():
+        raise InputError(f"--out {path} is a directory", mend="name a file in it")
+    if not path.parent.is_dir():
+        raise InputError(f"--out {path}: there is no directory {path.parent}", mend="create it, or name another file")
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f"--out {path}: {path.parent} cannot be written to", mend="name another file with --out")
     return path
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from schemas.errors import InputError
 from schemas.job import InvokeJob
 
 _YAML_SUFFIXES = (".yaml", ".yml")
+_SKIPPED_TOLD = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,36 +50,42 @@ class Source:
             yield RejectedRow(job=entry.job, rejection=entry.rejection) if isinstance(entry, BadRow) else entry
 
 
-def is_assistant_file(assistant: str) -> bool:
-    """Return whether `--assistant` names a file rather than an address."""
-    return Path(assistant).suffix.lower() in _YAML_SUFFIXES or Path(assistant).is_file()
+def read(path: Path, assistant: str, stored: Assistants, *, skip_bad_rows: bool) -> Source:
+    """Read the whole file and the assistant that is named, by a file or an address.
+
+    Raises InputError for what is wrong with either. Only after that an assistant file is
+    stored, which is told if it changed anything.
+    """
+    if _is_assistant_file(assistant):
+        config = assistant_file.load(Path(assistant))
+        checked = _checked(path, config, skip_bad_rows=skip_bad_rows)
+        applied = stored.apply(config)
+        if applied.changed:
+            say(f"assistant {applied.address} is now version {applied.version} in {applied.environment}")
+        return Source(path=path, config=config, version=applied.version, checked=checked)
+    if assistant.count("/") != 2:
+        raise InputError(
+            f"--assistant '{assistant}' is neither a YAML file nor an address",
+            mend="name a file, or a stored assistant as workspace/project/assistant",
+        )
+    config, version = stored.config(assistant)
+    return Source(
+        path=path, config=config, version=version, checked=_checked(path, config, skip_bad_rows=skip_bad_rows)
+    )
 
 
-def check_rows(path: Path, config: AssistantConfig, *, skip_bad_rows: bool) -> Checked:
-    """Read the whole file; raise InputError, before anything is enqueued, if rows are bad and not to be skipped."""
+def _is_assistant_file(assistant: str) -> bool:
+    path = Path(assistant)
+    # os.path: of a name that no file can have, Path.is_file() makes an error.
+    return path.suffix.lower() in _YAML_SUFFIXES or os.path.isfile(path)  # noqa: PTH113
+
+
+def _checked(path: Path, config: AssistantConfig, *, skip_bad_rows: bool) -> Checked:
     checked = rows.check(path, config)
-    if checked.bad_total and not skip_bad_rows:
+    if checked.bad_total and (not skip_bad_rows or checked.bad_total == checked.rows):
         raise rows.refusal(checked)
-    if checked.bad_total == checked.rows:
-        raise rows.refusal(checked)
-    for bad in checked.bad[:10]:
+    for bad in checked.bad[:_SKIPPED_TOLD]:
         say(f"skipped: {bad.problem}")
-    if checked.bad_total > 10:
-        say(f"… and {checked.bad_total - 10:,} more rows are skipped; each has its error in the results")
+    if checked.bad_total > _SKIPPED_TOLD:
+        say(f"… and {checked.bad_total - _SKIPPED_TOLD:,} more rows are skipped; each has its error in the results")
     return checked
-
-
-def load(assistant: str, stored: Assistants) -> tuple[AssistantConfig, int]:
-    """Return the named assistant and its version; a file is applied first, which tells what changed."""
-    if not is_assistant_file(assistant):
-        if assistant.count("/") != 2:
-            raise InputError(
-                f"--assistant '{assistant}' is neither a YAML file nor an address",
-                mend="name a file, or a stored assistant as workspace/project/assistant",
-            )
-        return stored.config(assistant)
-    config = assistant_file.load(Path(assistant))
-    applied = stored.apply(config)
-    if applied.changed:
-        say(f"assistant {applied.address} is now version {applied.version} in {applied.environment}")
-    return config, applied.version

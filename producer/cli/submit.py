@@ -8,11 +8,16 @@ import click
 
 from producer.assistants import Assistants
 from producer.cli import access
-from producer.cli.console import batch_json, out, print_json
-from producer.cli.source import Source, check_rows, load
+from producer.cli.batches import tell_no_workers
+from producer.cli.console import batch_json, print_json, say
+from producer.cli.source import Source, read
 from producer.client import Producer
 from producer.embedded import valkey
+from producer.records import Records
+from schemas.batch import BatchStatus
+from schemas.errors import ProducerError
 from schemas.settings import Settings
+from schemas.webhook import checked_url
 
 
 @click.command()
@@ -29,17 +34,32 @@ def submit(file: Path, assistant: str, *, webhook: str | None, skip_bad_rows: bo
     Submitting the same file for the same assistant again enqueues only what is missing.
     """
     settings = Settings.from_env()
+    if webhook is not None:
+        checked_url(webhook)
     with access.database(settings) as engine:
-        config, version = load(assistant, Assistants(engine))
-        source = Source(
-            path=file, config=config, version=version, checked=check_rows(file, config, skip_bad_rows=skip_bad_rows)
-        )
-    with valkey.attached(settings) as redis_url:
-        producer = Producer.from_settings(settings, redis_url=redis_url)
-        batch = producer.enqueue_many(source.jobs(), batch_id=source.batch_id, webhook=webhook, label=file.name)
-        status = batch.status()
-        producer.close()
-    if as_json and status is not None:
+        source = read(file, assistant, Assistants(engine), skip_bad_rows=skip_bad_rows)
+        status = Records(engine).batch(source.batch_id)
+    if status is None:
+        status = _enqueued(settings, source, webhook=webhook)
+    else:
+        say(f"all {status.total} rows were run before: nothing is enqueued")
+    if as_json:
         print_json(batch_json(status))
     else:
-        out.print(batch.id)
+        click.echo(status.batch_id)
+
+
+def _enqueued(settings: Settings, source: Source, *, webhook: str | None) -> BatchStatus:
+    with valkey.attached(settings) as redis_url:
+        producer = Producer.from_settings(settings, redis_url=redis_url)
+        try:
+            batch = producer.enqueue_many(
+                source.jobs(), batch_id=source.batch_id, webhook=webhook, label=source.path.name
+            )
+            tell_no_workers(producer)
+            status = batch.status()
+        finally:
+            producer.close()
+    if status is None:
+        raise ProducerError(f"batch {source.batch_id} vanished from Redis; submit it again")
+    return status

@@ -63,6 +63,7 @@ class Sweeper:
         # SQL first: a crash in between leaves the batch in aq:ending, and the row makes the
         # second time a no-op.
         await self._store.end_batch(status)
-        await self._queue.end_batch(status.batch_id, state=status.state.value)
+        if not await self._queue.end_batch(status.batch_id, state=status.state.value):
+            return
         counts = {name.value: count for name, count in status.counts.items()}
         self._events.emit(BatchEnded(status.batch_id, status.workspace, state=status.state.value, counts=counts))

@@ -61,7 +61,7 @@ class Conversation:
         if not isinstance(answer, Granted):
             return decide_refusal(answer, tokens=tokens)
         if not await self._await_turn(claimed, prepared, answer):
-            await self._limiter.cancel(lane, reserved_tokens=tokens)
+            await self._limiter.cancel(lane, answer)
             return Snoozed(delay_s=0, code=Code.SHUTTING_DOWN, reason="the worker shuts down")
         began_s = time.monotonic()
         try:
@@ -70,7 +70,7 @@ class Conversation:
             self._tell(
                 claimed, prepared, began_s, outcome=type(error).__name__, status=error.http_status, usage=Usage()
             )
-            return await self._met(error, claimed, prepared, tokens)
+            return await self._met(error, claimed, prepared, answer)
         step = ReplyStep(
             content=reply.content,
             finish_reason=reply.finish_reason,
@@ -82,7 +82,7 @@ class Conversation:
         await self._queue.append(claimed, step)
         # A provider that counts nothing keeps what was reserved.
         used = reply.usage.total_tokens or tokens
-        await self._limiter.settle(lane, reserved_tokens=tokens, used_tokens=used)
+        await self._limiter.settle(lane, answer, used_tokens=used)
         self._tell(claimed, prepared, began_s, outcome="ok", status=200, usage=reply.usage)
         return step
 
@@ -92,11 +92,15 @@ class Conversation:
             self._events.emit(LimiterWaited(claimed.id, claimed.batch_id, prepared.lane, grant.wait_s))
         return await self._clock.sleep(grant.wait_s)
 
-    async def _met(self, error: ProviderError, claimed: Claimed, prepared: Prepared, tokens: int) -> Outcome:
+    async def _met(self, error: ProviderError, claimed: Claimed, prepared: Prepared, grant: Granted) -> Outcome:
         lane = prepared.lane
         outcome = decide_error(error, attempt=claimed.attempts + 1, max_attempts=self._max_attempts)
-        if error.certainly_not_charged:
-            await self._limiter.cancel(lane, reserved_tokens=tokens)
+        wall = isinstance(outcome, Snoozed) and outcome.fault
+        if error.certainly_not_sent:
+            await self._limiter.cancel(lane, grant)
+        elif error.certainly_not_charged:
+            # Providers count refused requests too. One that judged the request itself is no wall (any more).
+            await self._limiter.settle(lane, grant, used_tokens=0, fault_over=not wall)
         if isinstance(outcome, Snoozed) and outcome.hold_line:
             # The wall is the lane's: one cool-down for all its lines and workers.
             await self._limiter.cool_down(lane, delay_s=outcome.delay_s)

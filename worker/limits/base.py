@@ -11,10 +11,14 @@ from schemas.outcome import Code
 
 @dataclass(frozen=True, slots=True)
 class Granted:
-    """The call may be made in `wait_s`; one request and `tokens` are reserved for it."""
+    """The call may be made in `wait_s`; one request and `tokens` are reserved for it.
+
+    `second` is where the limiter keeps the reservation: its turn, on the limiter's clock.
+    """
 
     wait_s: float
     tokens: int
+    second: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +45,11 @@ class Limiter(Protocol):
         """Ask for one request of `tokens` tokens (prompt and completion)."""
         ...
 
-    async def settle(self, lane: Lane, *, reserved_tokens: int, used_tokens: int) -> None:
-        """Tell what a successful call really used; also ends the lane's fault, if it had one."""
+    async def settle(self, lane: Lane, grant: Granted, *, used_tokens: int, fault_over: bool = True) -> None:
+        """Tell what a call that was sent really used; also ends the lane's fault, unless told otherwise."""
         ...
 
-    async def cancel(self, lane: Lane, *, reserved_tokens: int) -> None:
+    async def cancel(self, lane: Lane, grant: Granted) -> None:
         """Give back a reservation whose call was certainly not sent."""
         ...
 

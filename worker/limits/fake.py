@@ -22,13 +22,13 @@ class FakeLimiter:
         self.told.append(("reserve", lane, tokens))
         return next(self._script, Granted(wait_s=0.0, tokens=tokens))
 
-    async def settle(self, lane: Lane, *, reserved_tokens: int, used_tokens: int) -> None:
+    async def settle(self, lane: Lane, grant: Granted, *, used_tokens: int, fault_over: bool = True) -> None:  # noqa: ARG002 - the protocol's signature
         """Remember the correction."""
-        self.told.append(("settle", lane, used_tokens - reserved_tokens))
+        self.told.append(("settle", lane, used_tokens - grant.tokens))
 
-    async def cancel(self, lane: Lane, *, reserved_tokens: int) -> None:
+    async def cancel(self, lane: Lane, grant: Granted) -> None:
         """Remember what was given back."""
-        self.told.append(("cancel", lane, reserved_tokens))
+        self.told.append(("cancel", lane, grant.tokens))
 
     async def cool_down(self, lane: Lane, *, delay_s: float) -> None:
         """Remember the cool-down."""

@@ -16,6 +16,9 @@ from worker.limits.base import Answer, Granted, Later, TooLarge
 
 # A turn further away than this is not reserved: the job waits in its line instead of on a thread.
 HORIZON_S = 5.0
+# A minute's limit comes back in 61 s: any 60 s touch at most so many whole seconds, which
+# reserve.lua counts by, and at this pace an even load never meets that guard.
+REFILL_S = 61
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +29,24 @@ class LaneLimits:
     tpm: int
     burst_s: float
 
+    @property
+    def burst_us(self) -> int:
+        """Return the burst in the buckets' time, in which a minute's limit is worth REFILL_S."""
+        return round(self.burst_s * 1e6 * REFILL_S / 60)
+
+    @property
+    def request_us(self) -> float:
+        """Return the microseconds after which a request has come back."""
+        return REFILL_S * 1e6 / self.rpm
+
+    @property
+    def token_us(self) -> float:
+        """Return the microseconds after which a token has come back."""
+        return REFILL_S * 1e6 / self.tpm
+
 
 class RedisLimiter:
-    """A token bucket a lane for requests and one for tokens, reserved by one script (reserve.lua)."""
+    """A token bucket a lane for requests and one for tokens, and a guard of the rolling minute (reserve.lua)."""
 
     def __init__(self, redis: Redis, limits: LaneLimits) -> None:
         """Apply the same limits to every lane."""
@@ -41,21 +59,22 @@ class RedisLimiter:
     async def reserve(self, lane: Lane, *, tokens: int) -> Answer:
         """Ask for one request of `tokens` tokens."""
         limits = self._limits
-        args = [limits.rpm, limits.tpm, limits.burst_s, tokens, int(HORIZON_S * 1000)]
+        paces = [limits.request_us, limits.token_us]
+        args = [limits.rpm, limits.tpm, limits.burst_us, tokens, int(HORIZON_S * 1e6), *paces]
         with redis_away():
-            answer, wait_ms = await self._reserve(keys=[names.limit(lane.key)], args=args)
+            answer, wait_ms, second = await self._reserve(keys=[names.limit(lane.key)], args=args)
         if answer < 0:
             return TooLarge(limit_tokens=limits.tpm)
         wait_s = wait_ms / 1000
-        return Granted(wait_s=wait_s, tokens=tokens) if answer else Later(wait_s=wait_s)
+        return Granted(wait_s=wait_s, tokens=tokens, second=second) if answer else Later(wait_s=wait_s)
 
-    async def settle(self, lane: Lane, *, reserved_tokens: int, used_tokens: int) -> None:
+    async def settle(self, lane: Lane, grant: Granted, *, used_tokens: int, fault_over: bool = True) -> None:
         """Correct the reservation to what was used."""
-        await self._correct(lane, tokens=used_tokens - reserved_tokens, requests_back=0, fault_over=True)
+        await self._correct(lane, grant, tokens=used_tokens - grant.tokens, requests=0, fault_over=fault_over)
 
-    async def cancel(self, lane: Lane, *, reserved_tokens: int) -> None:
+    async def cancel(self, lane: Lane, grant: Granted) -> None:
         """Give the request and its tokens back."""
-        await self._correct(lane, tokens=-reserved_tokens, requests_back=1, fault_over=False)
+        await self._correct(lane, grant, tokens=-grant.tokens, requests=-1, fault_over=False)
 
     async def cool_down(self, lane: Lane, *, delay_s: float) -> None:
         """Grant nothing of the lane for this long."""
@@ -79,12 +98,12 @@ class RedisLimiter:
         with redis_away():
             await self._redis.hset(names.FAULTS, lane.key, fault.model_dump_json())
 
-    async def _correct(self, lane: Lane, *, tokens: int, requests_back: int, fault_over: bool) -> None:
-        limits = self._limits
+    async def _correct(self, lane: Lane, grant: Granted, *, tokens: int, requests: int, fault_over: bool) -> None:
+        paces = [self._limits.request_us, self._limits.token_us]
         with redis_away():
             await self._settle(
                 keys=[names.limit(lane.key), names.FAULTS],
-                args=[limits.tpm, limits.burst_s, tokens, lane.key if fault_over else "", requests_back, limits.rpm],
+                args=[grant.second, tokens, requests, *paces, lane.key if fault_over else ""],
             )
 
 

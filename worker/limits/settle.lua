@@ -1,22 +1,27 @@
--- Correct a reservation to what was used.
+-- Correct a reservation to what was used, or give it back.
 --
--- KEYS[1] aq:limit:<lane>  KEYS[2] aq:faults
--- ARGV[1] tokens a minute, ARGV[2] burst in s, ARGV[3] used minus reserved tokens,
--- ARGV[4] lane if its fault is over, or '', ARGV[5] requests to give back, ARGV[6] requests a minute
+-- KEYS[1] aq:limit:<lane> (reserve.lua)  KEYS[2] aq:faults
+-- ARGV[1] second of the reservation's turn, ARGV[2] used minus reserved tokens,
+-- ARGV[3] used minus reserved requests: 0, or -1 for a call that was never sent,
+-- ARGV[4] us that a request takes to come back, ARGV[5] us that a token does,
+-- ARGV[6] lane if its fault is over, or ''
 --
 -- More used than reserved leaves the bucket in debt; less gives the rest back.
 
-local function shift(field, amount, per_minute)
-  local tat_us = redis.call('HGET', KEYS[1], field)
+local function correct(tat, kind, amount, each_us)
+  local tat_us = redis.call('HGET', KEYS[1], tat)
   if tat_us and amount ~= 0 then
-    local cost_us = amount * (60 + tonumber(ARGV[2])) * 1000000 / tonumber(per_minute)
-    redis.call('HSET', KEYS[1], field, string.format('%.0f', tonumber(tat_us) + cost_us))
+    redis.call('HSET', KEYS[1], tat, string.format('%.0f', tonumber(tat_us) + amount * each_us))
+    -- A second that is more than a minute past is no longer there, nor needed.
+    if redis.call('HEXISTS', KEYS[1], kind .. ARGV[1]) == 1 then
+      redis.call('HINCRBY', KEYS[1], kind .. ARGV[1], string.format('%.0f', amount))
+    end
   end
 end
 
-shift('tokens_tat_us', tonumber(ARGV[3]), ARGV[1])
-shift('requests_tat_us', -tonumber(ARGV[5]), ARGV[6])
-if ARGV[4] ~= '' then
-  redis.call('HDEL', KEYS[2], ARGV[4])
+correct('tokens_tat_us', 't', tonumber(ARGV[2]), tonumber(ARGV[5]))
+correct('requests_tat_us', 'r', tonumber(ARGV[3]), tonumber(ARGV[4]))
+if ARGV[6] ~= '' then
+  redis.call('HDEL', KEYS[2], ARGV[6])
 end
 return 1

@@ -3,8 +3,8 @@
     ProviderError
     ├── Unreachable       no connection: certainly not sent
     ├── KeyRefused        401, 403
-    ├── ModelUnknown      404
-    ├── QuotaExhausted    429 or 402 that says the account has no credit left
+    ├── ModelUnknown      404; 405 and 3xx, which a wrong base URL gets
+    ├── QuotaExhausted    402, and 429 that says the account has no credit left
     ├── RateLimited       429
     ├── RequestRefused    400, 413, 422, …: sending it again changes nothing
     │   └── ContextLengthExceeded
@@ -13,7 +13,8 @@
     └── ReplyMalformed    a 2xx without a usable completion in it
 
 `worker/flow/decide.py` alone says which of them are tried again. `certainly_not_charged`
-tells whether the tokens that were reserved may be given back.
+tells whether the tokens that were reserved may be given back, `certainly_not_sent` whether
+the request may be too.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ class ProviderError(Exception):
     """The base of every failed provider call."""
 
     certainly_not_charged = False
+    certainly_not_sent = False
 
     def __init__(self, message: str, *, http_status: int | None = None, retry_after_s: float | None = None) -> None:
         """Keep the provider's words, its HTTP status and the wait that it asked for, where there are such."""
@@ -35,6 +37,7 @@ class Unreachable(ProviderError):  # noqa: N818 - the names say what happened
     """No connection could be made."""
 
     certainly_not_charged = True
+    certainly_not_sent = True
 
 
 class KeyRefused(ProviderError):  # noqa: N818

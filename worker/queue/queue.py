@@ -180,10 +180,10 @@ class JobQueue:
                 found[batch_id] = {_text(key): _text(value) for key, value in fields.items()}
         return found
 
-    async def end_batch(self, batch_id: str, *, state: str) -> None:
-        """Mark the batch as ended and tell who waits for it."""
+    async def end_batch(self, batch_id: str, *, state: str) -> bool:
+        """Mark the batch as ended and tell who waits for it; False if another worker has done so."""
         keys = [names.batch(batch_id), names.ENDING, names.batch_rows(batch_id), names.BATCHES]
-        await self._run("end_batch", keys, [batch_id, state, names.RESULT_TTL_S])
+        return bool(await self._run("end_batch", keys, [batch_id, state, names.RESULT_TTL_S]))
 
     async def _run(self, script: str, keys: list[str], args: list[Any]) -> Any:
         with redis_away():

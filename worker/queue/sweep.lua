@@ -21,7 +21,8 @@ local function back_to_line(id)
 end
 
 local recovered = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now_ms, 'LIMIT', 0, ARGV[1])
-for _, id in ipairs(recovered) do
+for i = #recovered, 1, -1 do -- each goes to the head of its line, so the first one comes last
+  local id = recovered[i]
   redis.call('ZREM', KEYS[1], id)
   if redis.call('EXISTS', 'aq:job:' .. id) == 1 then
     redis.call('HINCRBY', 'aq:job:' .. id, 'epoch', 1)

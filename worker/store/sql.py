@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from sqlalchemy import Engine, func
-from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlmodel import Session, col, select
 
@@ -22,6 +22,8 @@ from schemas.tables import AssistantEnvironment, AssistantVersion, Batch, Job, T
 from worker.store.base import JobContext, Settlement, StoreAway, StoredAssistant
 from worker.webhooks.deliveries import new_delivery
 
+# InternalError is what a PostgreSQL says that only reads, as after a failover to a standby.
+_AWAY = (OperationalError, InterfaceError, InternalError, PoolTimeoutError)
 # SQLite has one writer at a time: more threads would only wait for its lock.
 _SQLITE_THREADS = 2
 _SERVER_THREADS = 8
@@ -75,7 +77,7 @@ class SqlStore:
 
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, unit)
-        except (OperationalError, InterfaceError, PoolTimeoutError) as exc:
+        except _AWAY as exc:
             raise StoreAway(f"{type(exc).__name__}: {exc.orig if isinstance(exc, DBAPIError) else exc}") from exc
 
     def _context(self, session: Session, record: JobRecord) -> JobContext:

@@ -1,0 +1,118 @@
+"""`kill -9` of everything, and of each part: nothing is lost, and nothing that was answered is paid for again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections import Counter
+
+from tests.command_line import IN_FLIGHT_AT_MOST, Installation, asked_rows
+from tests.loopback_provider import LoopbackProvider, Reply, Script, default_reply
+from tests.processes import until
+
+# A reply that was sent this long before a kill has been journaled, also on a busy machine.
+JOURNALED_AFTER_S = 0.5
+
+
+def slow(delay_s: float) -> Script:
+    return lambda body, n: Reply(text=default_reply(body, n).text, delay_s=delay_s)
+
+
+def assert_all_succeeded_once(shell: Installation, rows: int) -> None:
+    results = shell.results()
+    assert [result["custom_id"] for result in results] == [f"r{number}" for number in range(rows)]
+    assert {result["status"] for result in results} == {"succeeded"}
+    assert len({result["job_id"] for result in results}) == rows
+
+
+def test_after_a_kill_of_the_whole_tree_the_same_command_asks_again_only_for_what_was_in_flight(
+    shell: Installation, provider: LoopbackProvider
+) -> None:
+    rows, delay_s = 200, 0.4
+    provider.script(slow(delay_s))
+    command = ("run", shell.reviews(rows), "--assistant", shell.sentiment())
+    running = shell.start(*command)
+    provider.wait_for_requests(80, deadline_s=30)
+    killed_s = time.monotonic()
+    # run, its leash-mates Valkey and Dramatiq's master, two workers, the metrics server
+    assert shell.kill_all() >= 6
+    assert running.process.returncode == -signal.SIGKILL
+    before = provider.requests
+    answered = {
+        request.body["messages"][-1]["content"]
+        for request in before
+        if request.arrived_s + delay_s + JOURNALED_AFTER_S < killed_s
+    }
+    assert len(answered) >= 30
+
+    ended = shell.run(*command)
+    assert ended.code == 0, ended.err
+    assert f"{rows} rows: {rows} succeeded" in ended.out
+    assert_all_succeeded_once(shell, rows)
+    asked = asked_rows(provider)
+    assert len(set(asked)) == rows
+    assert len(asked) <= rows + IN_FLIGHT_AT_MOST
+    assert not answered & set(asked[len(before) :])
+    shell.nothing_left()
+
+
+def test_whoever_kills_only_the_command_leaves_no_process_and_loses_nothing(
+    shell: Installation, provider: LoopbackProvider
+) -> None:
+    rows = 60
+    provider.script(slow(0.4))
+    command = ("run", shell.reviews(rows), "--assistant", shell.sentiment())
+    running = shell.start(*command)
+    provider.wait_for_requests(20)
+    running.process.kill()
+    until(lambda: not shell.alive(), what="the children have ended by themselves", timeout_s=30)
+    assert not shell.socket.exists()
+    ended = shell.run(*command)
+    assert ended.code == 0, ended.err
+    assert_all_succeeded_once(shell, rows)
+    assert provider.count <= rows + IN_FLIGHT_AT_MOST
+    shell.nothing_left()
+
+
+def test_a_run_outlives_its_workers_and_its_queue(shell: Installation, provider: LoopbackProvider) -> None:
+    rows = 160
+    provider.script(slow(0.4))
+    running = shell.start("run", shell.reviews(rows), "--assistant", shell.sentiment())
+    provider.wait_for_requests(20)
+    (master,) = (process for process in shell.alive_with("worker.master") if not _is_worker(process.ppid(), shell))
+    master.kill()
+    at_the_first_kill = provider.count
+    provider.wait_for_requests(at_the_first_kill + 30, deadline_s=30)
+    (valkey,) = shell.alive_with("valkey-server")
+    valkey.kill()
+    ended = running.ended()
+    assert ended.code == 0, ended.err
+    assert "the embedded Valkey ended (signal 9), starting it again" in ended.err
+    assert_all_succeeded_once(shell, rows)
+    asked = Counter(asked_rows(provider))
+    assert len(asked) == rows
+    # Twice at most: for what was in flight at a kill.
+    assert max(asked.values()) <= 3
+    assert sum(asked.values()) <= rows + 2 * IN_FLIGHT_AT_MOST
+    shell.nothing_left()
+
+
+def test_a_worker_process_that_dies_alone_costs_only_its_calls_in_flight(
+    shell: Installation, provider: LoopbackProvider
+) -> None:
+    rows = 80
+    provider.script(slow(0.3))
+    running = shell.start("run", shell.reviews(rows), "--assistant", shell.sentiment())
+    provider.wait_for_requests(20)
+    worker = next(process for process in shell.alive_with("worker.master") if _is_worker(process.ppid(), shell))
+    os.kill(worker.pid, signal.SIGKILL)
+    ended = running.ended()
+    assert ended.code == 0, ended.err
+    assert_all_succeeded_once(shell, rows)
+    assert provider.count <= rows + IN_FLIGHT_AT_MOST
+    shell.nothing_left()
+
+
+def _is_worker(parent_pid: int, shell: Installation) -> bool:
+    return parent_pid in {process.pid for process in shell.alive_with("worker.master")}
