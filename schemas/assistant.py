@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from schemas import template
+from schemas.errors import InputError
 from schemas.output import OutputSpec
 
 _SLUG = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
@@ -73,6 +75,13 @@ class AssistantConfig(BaseModel):
     def workspace(self) -> str:
         """Return the workspace, the first part of the address."""
         return workspace_of(self.assistant)
+
+
+def checked_workspace(name: str) -> str:
+    """Return a workspace's name as it is; InputError if none can be called so."""
+    if not re.fullmatch(_SLUG, name):
+        raise InputError(f"'{name}' is no workspace", mend="name the first part of an assistant's address")
+    return name
 
 
 def workspace_of(address: str) -> str:

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_vali
 
 from schemas.assistant import Address, Environment, workspace_of
 from schemas.chat import Message
+from schemas.outcome import Code
 from schemas.output import OutputSpec
 
 # Ids end in Redis keys, URLs and file columns: no white space, no control characters.
@@ -62,7 +63,7 @@ class Rejection(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    code: str
+    code: Code
     error: str
 
 

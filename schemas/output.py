@@ -39,11 +39,13 @@ class OutputSpec(BaseModel):
 
 
 def _refuse_bad_schema(schema: dict[str, Any]) -> None:
-    try:
-        jsonschema_rs.meta.validate(schema)
-    except jsonschema_rs.ValidationError as exc:
-        raise ValueError(f"output `schema` is no valid JSON Schema: {exc.message}") from exc
+    # First, because the library would follow them.
     _refuse_remote_references(schema)
+    try:
+        jsonschema_rs.validator_for(schema, offline=True)
+    except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError) as exc:
+        words = exc.message if isinstance(exc, jsonschema_rs.ValidationError) else str(exc)
+        raise ValueError(f"output `schema` is no valid JSON Schema: {words}") from exc
 
 
 def _refuse_remote_references(node: Any) -> None:

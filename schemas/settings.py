@@ -58,6 +58,14 @@ class Settings(BaseSettings):
             raise ValueError("must begin with redis://, rediss:// or unix://")
         return url
 
+    @field_validator("database_url")
+    @classmethod
+    def _database_is_of_a_known_kind(cls, url: SecretStr | None) -> SecretStr | None:
+        kinds = ("postgresql://", "postgres://", "postgresql+psycopg://", "sqlite:///")
+        if url is not None and not url.get_secret_value().startswith(kinds):
+            raise ValueError("must begin with postgresql:// or sqlite:///")
+        return url
+
     @field_validator("provider_base_url")
     @classmethod
     def _base_url_is_http(cls, url: str | None) -> str | None:
@@ -88,7 +96,8 @@ class Settings(BaseSettings):
         except ValidationError as exc:
             first = exc.errors(include_url=False)[0]
             name = "ASSISTQ_" + "_".join(str(part) for part in first["loc"]).upper()
-            raise InputError(f"{name}: {first['msg']}", mend=f"set {name} to a valid value or unset it") from exc
+            what = first["msg"].removeprefix("Value error, ")
+            raise InputError(f"{name}: {what}", mend=f"set {name} to a valid value or unset it") from exc
 
     @property
     def embedded_redis_url(self) -> str:

@@ -11,6 +11,7 @@ from sqlmodel import Session
 
 from schemas import AssistantConfig, InvokeJob, JobRecord, JobResult, Message, Status, TemplateMessage
 from schemas import names as redis_names
+from schemas.lane import Lane
 from schemas.tables import AssistantEnvironment, AssistantVersion
 from worker.queue.queue import Claimed, Hint, JobQueue
 
@@ -91,23 +92,38 @@ async def claimed(queue: JobQueue) -> Claimed:
     return held
 
 
+def text(value: Any) -> str:
+    """Return an answer of Redis as text."""
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
 async def state(redis: Redis, job_id: str) -> dict[str, str]:
     """Return what Redis holds of a job that has not ended."""
-    return {key.decode(): value.decode() for key, value in (await redis.hgetall(redis_names.job(job_id))).items()}
+    return {text(key): text(value) for key, value in (await redis.hgetall(redis_names.job(job_id))).items()}
 
 
 async def waiting(redis: Redis, line: str = LINE) -> list[str]:
     """Return the ids of the jobs in the line, its head first."""
-    return [job_id.decode() for job_id in await redis.lrange(redis_names.line(line), 0, -1)]
+    return [text(job_id) for job_id in await redis.lrange(redis_names.line(line), 0, -1)]
+
+
+async def reserved(redis: Redis, lane: Lane) -> tuple[int, int]:
+    """Return the requests and tokens that the lane's limiter counts for the last minute and what is planned."""
+    kept = {text(name): int(value) for name, value in (await redis.hgetall(redis_names.limit(lane.key))).items()}
+    seconds = {name: value for name, value in kept.items() if name[1:].isdigit()}
+    return (
+        sum(value for name, value in seconds.items() if name[0] == "r"),
+        sum(value for name, value in seconds.items() if name[0] == "t"),
+    )
 
 
 async def let_leases_lapse(redis: Redis) -> None:
     """Make it as late as the end of every lease, as if the workers had died long ago."""
     for job_id in await redis.zrange(redis_names.LEASES, 0, -1):
-        await redis.zadd(redis_names.LEASES, {job_id: 1})
+        await redis.zadd(redis_names.LEASES, {text(job_id): 1})
 
 
 async def let_snoozes_end(redis: Redis) -> None:
     """Make it as late as the end of every snooze, and keep their order."""
     for number, job_id in enumerate(await redis.zrange(redis_names.SNOOZED, 0, -1)):
-        await redis.zadd(redis_names.SNOOZED, {job_id: 1 + number})
+        await redis.zadd(redis_names.SNOOZED, {text(job_id): 1 + number})

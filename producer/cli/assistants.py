@@ -6,13 +6,11 @@ from pathlib import Path
 
 import click
 import yaml
-from rich.table import Table
-from rich.text import Text
 
 from producer.assistants import Assistants
 from producer.bulk import assistant_file
 from producer.cli import access
-from producer.cli.console import out, print_json
+from producer.cli.console import listing, out, print_json
 from schemas.settings import Settings
 
 
@@ -67,10 +65,10 @@ def list_(*, as_json: bool) -> None:
             [{"assistant": each.address, "newest": each.newest, "environments": each.environments} for each in listed]
         )
         return
-    table = Table("assistant", "newest version", "environments")
+    table = listing("assistant", "newest version", "environments")
     for each in listed:
         pointers = ", ".join(f"{name} → {version}" for name, version in sorted(each.environments.items()))
-        table.add_row(Text(each.address), str(each.newest), Text(pointers))
+        table.add_row(each.address, str(each.newest), pointers)
     out.print(table)
 
 

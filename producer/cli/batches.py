@@ -10,7 +10,7 @@ import click
 
 from producer.bulk.results import write_results
 from producer.cli import access
-from producer.cli.console import BatchProgress, batch_json, batches_table, out, print_json, say
+from producer.cli.console import BatchProgress, batch_json, batch_lines, batches_table, out, print_json, say
 from producer.client import Producer
 from producer.records import Records
 from schemas.batch import BatchStatus
@@ -26,6 +26,8 @@ _LISTED = 20
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def status(batch_id: str | None, *, watch: bool, as_json: bool) -> None:
     """Show the counts of BATCH, or the latest batches."""
+    if watch and batch_id is None:
+        raise click.UsageError("--watch needs a BATCH")
     settings = Settings.from_env()
     with access.database(settings) as engine, access.queue(settings) as producer:
         records = Records(engine)
@@ -43,7 +45,7 @@ def status(batch_id: str | None, *, watch: bool, as_json: bool) -> None:
         if as_json:
             print_json(batch_json(current))
             return
-        out.print(batches_table([current]))
+        out.print(batch_lines(current))
         if producer is not None and not current.ended:
             tell_no_workers(producer)
             for fault in producer.lane_faults(current.workspace):
@@ -77,7 +79,7 @@ def results(batch_id: str, *, format_: str | None, out_path: Path | None) -> Non
 def tell_no_workers(producer: Producer) -> None:
     """Say so if nobody works: whoever waits would wait for ever."""
     if producer.capacity() == 0:
-        say("no worker runs now: start `assistq up`")
+        say("no worker runs now: start `assistq up`, or run the file with `assistq run`")
 
 
 def _find(producer: Producer | None, records: Records, batch_id: str) -> BatchStatus:

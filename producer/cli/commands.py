@@ -8,7 +8,7 @@ import click
 from rich.text import Text
 
 from producer.cli import assistants, batches, run, submit, threads, up, webhooks
-from producer.cli.console import err
+from producer.cli.console import err, shown
 from schemas.errors import AssistqError
 from schemas.settings import Settings
 
@@ -59,7 +59,7 @@ def run_command() -> int:
 
 
 def _tell(text: str) -> None:
-    err.print(Text.assemble(("error:", "bold red"), f" {text}"), soft_wrap=True)
+    err.print(Text.assemble(("error: ", "bold red"), shown(text)), soft_wrap=True)
 
 
 def _trace() -> None:

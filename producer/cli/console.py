@@ -21,7 +21,9 @@ from schemas.result import JobResult
 
 # Results go to standard output; everything about the work goes to the error output.
 # What they print is data: `[x]` and `:x:` are no markup.
-out = Console(highlight=False, markup=False, emoji=False)
+# A pipe has no width; what is read there later should not be folded.
+_PIPE_WIDTH = 160
+out = Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
 err = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 RESULTS_SHOWN = 50
@@ -31,7 +33,21 @@ _OUTPUT_MAX_CHARS = 60
 
 def say(text: str) -> None:
     """Tell how the work goes on."""
-    err.print(Text(text), soft_wrap=True)
+    err.print(shown(text), soft_wrap=True)
+
+
+def shown(text: str) -> Text:
+    """Return text from outside as it may be shown: what would steer a terminal is replaced."""
+    return Text("".join(char if char.isprintable() or char in "\n\t" else "\ufffd" for char in text))
+
+
+def listing(*columns: str) -> Table:
+    """Return a table to list things in, plain and narrow; only its last column may be broken."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for name in columns[:-1]:
+        table.add_column(name, no_wrap=True)
+    table.add_column(columns[-1], overflow="fold")
+    return table
 
 
 def print_json(value: Any) -> None:
@@ -98,38 +114,57 @@ def results_table(results: Iterable[JobResult]) -> Table:
             break
         table.add_row(
             str(position + 1 if result.row is None else result.row + 1),
-            Text(result.custom_id or ""),
+            shown(result.custom_id or ""),
             Text(result.status.value, style="green" if result.succeeded else "red"),
-            Text(_shown(result.output)),
+            shown(_excerpt(result.output)),
             str(result.prompt_tokens + result.completion_tokens),
-            Text(result.error or ""),
+            shown(result.error or ""),
         )
     return table
 
 
 def batches_table(batches: Iterable[BatchStatus]) -> Table:
-    """Return batches as a table."""
-    table = Table()
-    for name in ("batch", "workspace", "state", "what"):
-        table.add_column(name, overflow="fold")
-    for name in ("done", "succeeded", "other", "requests", "tokens"):
-        table.add_column(name, justify="right")
-    table.add_column("submitted")
+    """Return batches as a table that fits 80 columns."""
+    table = listing("batch", "state", "done", "succeeded", "submitted", "file")
     for status in batches:
-        succeeded = status.counts.get(Status.SUCCEEDED, 0)
         table.add_row(
-            Text(status.batch_id),
-            Text(status.workspace),
+            status.batch_id,
             status.state.value,
-            Text(status.label),
-            f"{status.finished}/{'?' if status.total is None else status.total}",
-            str(succeeded),
-            str(status.finished - succeeded),
-            str(status.requests),
-            str(status.prompt_tokens + status.completion_tokens),
-            datetime.fromtimestamp(status.created_ms / 1000).astimezone().strftime("%Y-%m-%d %H:%M:%S"),
+            f"{status.finished}/{_total(status)}",
+            str(status.counts.get(Status.SUCCEEDED, 0)),
+            _local(status.created_ms).strftime("%m-%d %H:%M"),
+            shown(status.label),
         )
     return table
+
+
+def batch_lines(status: BatchStatus) -> Table:
+    """Return all that is known of one batch, a line each."""
+    counts = ", ".join(f"{count} {name.value}" for name, count in status.counts.items())
+    lines = {
+        "batch": status.batch_id,
+        "workspace": status.workspace,
+        "file": status.label,
+        "submitted": _local(status.created_ms).strftime("%Y-%m-%d %H:%M:%S"),
+        "state": status.state.value,
+        "done": f"{status.finished}/{_total(status)}{': ' if counts else ''}{counts}",
+        "requests": str(status.requests),
+        "tokens": f"{status.prompt_tokens} prompt + {status.completion_tokens} completion",
+        "webhook": status.webhook or "",
+    }
+    table = Table.grid(padding=(0, 2))
+    for name, value in lines.items():
+        if value:
+            table.add_row(name, shown(value))
+    return table
+
+
+def _total(status: BatchStatus) -> str:
+    return "?" if status.total is None else str(status.total)
+
+
+def _local(at_ms: int) -> datetime:
+    return datetime.fromtimestamp(at_ms / 1000).astimezone()
 
 
 def batch_json(status: BatchStatus) -> dict[str, Any]:
@@ -142,7 +177,7 @@ def is_interactive() -> bool:
     return sys.stdin.isatty() and err.is_terminal
 
 
-def _shown(output: Any) -> str:
+def _excerpt(output: Any) -> str:
     text = output if isinstance(output, str) else "" if output is None else json.dumps(output, ensure_ascii=False)
     return text if len(text) <= _OUTPUT_MAX_CHARS else text[: _OUTPUT_MAX_CHARS - 1] + "…"
 

@@ -17,6 +17,7 @@ from producer.assistants import Assistants
 from producer.bulk.results import ResultsFormat, write_results
 from producer.cli import access
 from producer.cli.console import BatchProgress, batch_json, out, print_json, results_table, say
+from producer.cli.main import Terminated
 from producer.cli.source import Source, read
 from producer.client import BatchHandle, Producer
 from producer.embedded.procfile import DEFAULT_PROCFILE
@@ -97,7 +98,11 @@ def run(
             _tell_before(before, webhook=webhook)
         # Numbered by what has ended, so that an interrupted --again goes on under its number.
         batch_id = f"{source.batch_id}_{len(runs) + 1}" if runs else source.batch_id
-        status = before or _run_batch(settings, source, batch_id=batch_id, webhook=webhook, records=records)
+        try:
+            status = before or _run_batch(settings, source, batch_id=batch_id, webhook=webhook, records=records)
+        except (KeyboardInterrupt, Terminated):
+            say("interrupted: every job is kept, run the same command again to go on")
+            raise
         if isinstance(status, Wall):
             _tell_wall(status)
             raise SystemExit(EXIT_WALL)

@@ -6,7 +6,7 @@ import click
 from rich.text import Text
 
 from producer.cli import access
-from producer.cli.console import out, print_json
+from producer.cli.console import out, print_json, shown
 from producer.records import Records
 from schemas.settings import Settings
 
@@ -39,4 +39,4 @@ def show(thread_id: str, *, workspace: str | None, as_json: bool) -> None:
         )
         return
     for each in messages:
-        out.print(Text.assemble((f"{each.role}: ", "bold"), each.content), soft_wrap=True)
+        out.print(Text.assemble((f"{each.role}: ", "bold"), shown(each.content)), soft_wrap=True)

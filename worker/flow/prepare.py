@@ -34,7 +34,7 @@ def prepare(
     A job whose own content is at fault is Failed here, before anything is paid for.
     """
     if record.rejection is not None:
-        return Failed(code=Code(record.rejection.code), error=record.rejection.error)
+        return Failed(code=record.rejection.code, error=record.rejection.error)
     if context.assistant is None:
         return Failed(code=Code.ASSISTANT_UNKNOWN, error=_unknown_assistant(record))
     config = context.assistant.config

@@ -55,7 +55,12 @@ class Flow:
 
     async def run(self, hint: Hint) -> None:
         """Run the job that the hint names as far as it goes now."""
-        claimed = await self._claim(hint)
+        try:
+            claimed = await self._claim(hint)
+        except RedisAway as away:
+            # If the claim was done all the same, its lease ends.
+            self._events.emit(ServiceFault(part="redis", error=f"job {hint.job_id}: {away}"))
+            return
         if claimed is None:
             return
         try:
@@ -88,16 +93,16 @@ class Flow:
     async def _run(self, claimed: Claimed) -> None:
         began_s = time.monotonic()
         try:
-            next_step = await self._work(claimed)
-        except StoreAway as away:
-            # Whatever was asked of the provider stands in the journal.
-            next_step = Snoozed(delay_s=STORE_RETRY_S, code=Code.STORE_AWAY, reason=str(away))
+            await self._leave(claimed, await self._work(claimed), began_s)
         except (StaleJobError, RedisAway):
             raise
         except Exception as exc:  # noqa: BLE001 - a job that trips over a bug must end, not come back for ever
             self._events.emit(JobCrashed(claimed.id, claimed.batch_id, error=exc))
             crash = decide_crash(exc, attempt=claimed.attempts + 1, max_attempts=self._max_attempts)
-            next_step = crash if isinstance(crash, Snoozed) else self._ended(claimed, crash)
+            left = crash if isinstance(crash, Snoozed) else self._ended(claimed, crash, tried=True)
+            await self._leave(claimed, left, began_s)
+
+    async def _leave(self, claimed: Claimed, next_step: Settlement | JobResult | Snoozed, began_s: float) -> None:
         match next_step:
             case Snoozed():
                 await self._snooze(claimed, next_step)
@@ -111,7 +116,10 @@ class Flow:
         kept = next((step.result for step in claimed.journal if isinstance(step, ResultStep)), None)
         if kept is not None:
             return settlement_of(claimed, kept, replies=_replies(claimed))
-        context = await self._store.context(claimed.record)
+        try:
+            context = await self._store.context(claimed.record)
+        except StoreAway as away:
+            return Snoozed(delay_s=STORE_RETRY_S, code=Code.STORE_AWAY, reason=str(away))
         if context.settled is not None:
             return context.settled
         prepared = prepare(
@@ -126,10 +134,10 @@ class Flow:
         result = result_of(claimed, conversed.outcome, prepared=prepared, replies=replies, now=self._clock.now())
         return settlement_of(claimed, result, replies=replies)
 
-    def _ended(self, claimed: Claimed, outcome: Final) -> Settlement:
+    def _ended(self, claimed: Claimed, outcome: Final, *, tried: bool = False) -> Settlement:
         """Settle a job that ended without a conversation; replies that it bought before still count."""
         replies = _replies(claimed)
-        result = result_of(claimed, outcome, prepared=None, replies=replies, now=self._clock.now())
+        result = result_of(claimed, outcome, prepared=None, replies=replies, now=self._clock.now(), tried=tried)
         return settlement_of(claimed, result, replies=replies)
 
     async def _settle(self, claimed: Claimed, settlement: Settlement, began_s: float) -> None:

@@ -14,9 +14,18 @@ from worker.store.base import Settlement
 
 
 def result_of(
-    claimed: Claimed, outcome: Final, *, prepared: Prepared | None, replies: tuple[ReplyStep, ...], now: datetime
+    claimed: Claimed,
+    outcome: Final,
+    *,
+    prepared: Prepared | None,
+    replies: tuple[ReplyStep, ...],
+    now: datetime,
+    tried: bool = True,
 ) -> JobResult:
-    """Return how the job ended; `prepared` is None for a job that could not even be prepared."""
+    """Return how the job ended; `prepared` is None for a job that could not even be prepared, or crashed.
+
+    `tried` says whether this run was an attempt, which counts.
+    """
     record = claimed.record
     usage = sum((reply.usage for reply in replies), Usage())
     succeeded = isinstance(outcome, Succeeded)
@@ -36,7 +45,7 @@ def result_of(
         requests=len(replies),
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
-        attempts=claimed.attempts + 1 if prepared else claimed.attempts,
+        attempts=claimed.attempts + tried,
         error_code=faulty.code.value if faulty else None,
         error=faulty.error if faulty else None,
         raw_reply=outcome.raw_reply if isinstance(outcome, InvalidOutput) else None,

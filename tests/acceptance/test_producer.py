@@ -1,0 +1,105 @@
+"""Application code: a process that knows a Redis URL and nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import redis
+
+from tests.command_line import Installation, Running
+from tests.loopback_provider import LoopbackProvider
+
+ROOT = Path(__file__).resolve().parents[2]
+
+EXAMPLE = """
+import json
+from producer import Producer
+from schemas import InvokeJob, OutputSpec
+
+producer = Producer.from_env()
+handle = producer.enqueue(InvokeJob(assistant="demo/reviews/sentiment", variables={"review": "Superb, so good."}))
+output = handle.result(timeout_s=60).output
+
+jobs = (
+    InvokeJob(
+        assistant="demo/reviews/sentiment",
+        variables={"review": f"a good one, no {number}"},
+        output=OutputSpec(type="enum", enum=["good", "bad"]),
+    )
+    for number in range(30)
+)
+batch = producer.enqueue_many(jobs)
+ended = batch.wait(timeout_s=60)
+print(json.dumps({"output": output, "batch": ended.model_dump(mode="json")}))
+"""
+
+# Prints the peak of memory while so many jobs were enqueued, in bytes.
+ENQUEUE = """
+import sys, tracemalloc
+from producer import Producer
+from schemas import InvokeJob
+
+producer = Producer.from_env()
+
+def enqueue(count):
+    jobs = (
+        InvokeJob(assistant="demo/reviews/sentiment", variables={"review": f"{number} " + "x" * 200})
+        for number in range(count)
+    )
+    producer.enqueue_many(jobs, batch_id=f"batch-{count}")
+
+enqueue(600)  # what is loaded and connected once
+tracemalloc.start()
+enqueue(int(sys.argv[1]))
+print(tracemalloc.get_traced_memory()[1])
+"""
+
+
+def application(code: str, *arguments: str, redis_url: str, directory: Path) -> Any:
+    """Run application code in a process that has no other setting, and return what it prints."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("ASSISTQ_")}
+    env |= {"ASSISTQ_REDIS_URL": redis_url, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, env=env, cwd=directory, capture_output=True, text=True, timeout=90, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert not list(directory.iterdir()), "it made files"
+    return json.loads(done.stdout)
+
+
+def test_the_example_works_against_workers_that_any_process_manager_runs(
+    shell: Installation, provider: LoopbackProvider, valkey_url: str, tmp_path_factory
+) -> None:
+    shell.env |= {"ASSISTQ_REDIS_URL": valkey_url, "PYTHONPATH": str(ROOT)}
+    assert shell.run("assistants", "apply", shell.sentiment()).code == 0
+    with redis.Redis.from_url(valkey_url) as client:
+        worker = Running([sys.executable, "-m", "worker"], env=shell.env, cwd=shell.directory)
+        said = application(EXAMPLE, redis_url=valkey_url, directory=tmp_path_factory.mktemp("application"))
+        assert client.dbsize() > 0
+    assert said["output"] == "positive"
+    assert said["batch"]["state"] == "completed"
+    assert said["batch"]["counts"] == {"succeeded": 30}
+    assert provider.count == 31
+    results = shell.run("results", said["batch"]["batch_id"])
+    assert results.out.count(",succeeded,good,") == 30
+    worker.process.terminate()
+    assert worker.ended().code == 0
+    shell.nothing_left()
+
+
+def test_enqueue_many_sends_chunks_and_holds_no_more_than_one(valkey_url: str, tmp_path: Path) -> None:
+    peaks = {}
+    with redis.Redis.from_url(valkey_url, decode_responses=True) as client:
+        for count in (2_000, 20_000):
+            client.config_resetstat()
+            peaks[count] = application(ENQUEUE, str(count), redis_url=valkey_url, directory=tmp_path)
+            assert client.hget(f"aq:batch:batch-{count}", "total") == str(count)
+            calls = client.info("commandstats")["cmdstat_evalsha"]["calls"]
+            # 500 jobs a call; and for 600 jobs before, and the two seals
+            assert calls <= count / 500 + 2 + 2 + 2
+    assert peaks[20_000] < 1.2 * peaks[2_000]

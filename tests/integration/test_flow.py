@@ -1,0 +1,800 @@
+"""The real flow, in one event loop: real Valkey, SQLite and PostgreSQL, and a provider over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import sqlite3
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import httpx
+import psycopg
+import pytest
+from redis.asyncio import Redis
+from sqlalchemy import Engine, text
+from sqlmodel import Session, select
+
+from producer import Producer
+from producer.client import RejectedRow
+from schemas import JobResult, OutputSpec, ProducerError, Rejection, Status, Usage, database, names
+from schemas.database import engine_for, ensure_tables
+from schemas.lane import Lane
+from schemas.outcome import Code
+from schemas.tables import Job, ThreadMessage
+from tests.given import (
+    LINE,
+    WORKSPACE,
+    a_config,
+    a_job,
+    let_leases_lapse,
+    let_snoozes_end,
+    released,
+    reserved,
+    state,
+    store_assistant,
+    user,
+    waiting,
+)
+from tests.loopback_provider import (
+    LoopbackProvider,
+    Reply,
+    answers,
+    cut_connection,
+    hang_until,
+    malformed_json,
+    status,
+)
+from worker.clock import Clock
+from worker.events import (
+    Event,
+    Events,
+    JobCrashed,
+    JobEnded,
+    JobSnoozed,
+    JobStarted,
+    LimiterWaited,
+    ProviderCalled,
+    ServiceFault,
+    StaleWorkRefused,
+)
+from worker.flow.converse import Conversation
+from worker.flow.run import Flow
+from worker.limits.base import Granted
+from worker.limits.redis_limiter import LaneLimits, RedisLimiter
+from worker.providers.openai_compatible import OpenAICompatible, http_client
+from worker.queue.leases import Leases
+from worker.queue.queue import Hint, JobQueue
+from worker.queue.steps import ReplyStep, ResultStep
+from worker.store.sql import SqlStore
+
+pytestmark = pytest.mark.anyio
+
+DEADLINE_S = 20
+MAX_ATTEMPTS = 3
+LABEL = OutputSpec(type="enum", enum=("positive", "negative"))
+LANE = Lane(WORKSPACE, "127.0.0.1", "m1")
+PLENTY = LaneLimits(rpm=100_000, tpm=100_000_000, burst_s=60)
+
+E = TypeVar("E")
+
+
+@dataclass
+class Worker:
+    """One worker's flow and what it told; `run` runs what is released to it now."""
+
+    redis: Redis
+    engine: Engine
+    client: httpx.AsyncClient
+    base_url: str
+    limits: LaneLimits = PLENTY
+    told: list[Event] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._heard = asyncio.Condition()
+        self.events = Events(self._hear)
+        self.queue = JobQueue(self.redis)
+        self.leases = Leases(self.queue, self.events)
+        self.store = SqlStore(self.engine)
+        self.clock = Clock()
+        self.limiter = RedisLimiter(self.redis, self.limits)
+        self.provider = OpenAICompatible(self.client, base_url=self.base_url, api_key="sk-CANARY")
+        conversation = Conversation(
+            provider=self.provider,
+            limiter=self.limiter,
+            queue=self.queue,
+            clock=self.clock,
+            events=self.events,
+            max_attempts=MAX_ATTEMPTS,
+        )
+        self.flow = Flow(
+            queue=self.queue,
+            leases=self.leases,
+            store=self.store,
+            conversation=conversation,
+            clock=self.clock,
+            events=self.events,
+            provider_name=self.provider.name,
+            default_model=None,
+            max_attempts=MAX_ATTEMPTS,
+        )
+
+    def _hear(self, event: Event) -> None:
+        self.told.append(event)
+        self._changed = asyncio.ensure_future(self._wake())
+
+    async def _wake(self) -> None:
+        async with self._heard:
+            self._heard.notify_all()
+
+    async def hear(self, kind: type[E]) -> E:
+        """Return the first event of the kind, as soon as there is one."""
+        async with asyncio.timeout(DEADLINE_S), self._heard:
+            await self._heard.wait_for(lambda: self.all(kind))
+        return self.all(kind)[0]
+
+    def all(self, kind: type[E]) -> list[E]:
+        return [event for event in self.told if isinstance(event, kind)]
+
+    async def run(self) -> int:
+        """Run the jobs that can run now, each once; return how many there were."""
+        hints = await released(self.queue)
+        async with asyncio.timeout(DEADLINE_S):
+            await asyncio.gather(*(self.flow.run(hint) for hint in hints))
+        return len(hints)
+
+    async def let_waits_end(self) -> None:
+        """Make it as late as the end of every wait: snoozes, holds and cool-downs."""
+        await let_snoozes_end(self.redis)
+        await self.queue.sweep()
+        for key in await self.redis.keys(names.hold("*")):
+            await self.redis.delete(key)
+        for key in await self.redis.keys(names.limit("*")):
+            await self.redis.hdel(key, "cool_until_us")
+
+    async def finish_all(self) -> None:
+        """Run until nothing is left to run, without waiting."""
+        for _ in range(20):
+            await self.run()
+            await self.let_waits_end()
+            if not await self.redis.keys(names.job("*")):
+                return
+        raise AssertionError("jobs came back again and again")
+
+    async def lose_leases(self) -> None:
+        """Have every job taken away from its worker, as after a pause."""
+        await let_leases_lapse(self.redis)
+        await self.queue.sweep()
+
+    def rows(self) -> list[Job]:
+        with Session(self.engine) as session:
+            return list(session.exec(select(Job).order_by(Job.id)))
+
+
+@pytest.fixture
+def engine(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+    monkeypatch.setattr(database, "SQLITE_BUSY_TIMEOUT_S", 0.05)
+    engine = engine_for(database_url)
+    ensure_tables(engine)
+    store_assistant(engine, a_config(output=LABEL, max_tokens=8))
+    yield engine
+    engine.dispose()
+
+
+Hire = Callable[..., Worker]
+
+
+@pytest.fixture
+async def hire(redis_client: Redis, engine: Engine, loopback_provider: LoopbackProvider) -> AsyncIterator[Hire]:
+    hired: list[Worker] = []
+    async with http_client(connections=8, timeout_s=10) as client:
+
+        def hire(**other: object) -> Worker:
+            parts = {"redis": redis_client, "engine": engine, "client": client, "base_url": loopback_provider.base_url}
+            hired.append(Worker(**{**parts, **other}))  # type: ignore[arg-type]
+            return hired[-1]
+
+        yield hire
+    for worker in hired:
+        worker.store.close()
+
+
+@pytest.fixture
+def worker(hire: Hire) -> Worker:
+    return hire()
+
+
+def ended(producer: Producer, job_id: str = "j") -> JobResult:
+    return producer.job(job_id).result(timeout_s=0)
+
+
+class TestSuccess:
+    async def test_a_job_is_answered_stored_counted_and_told(
+        self, worker: Worker, producer: Producer, loopback_provider: LoopbackProvider
+    ) -> None:
+        batch = producer.enqueue_many([a_job("j", custom_id="row 1", metadata={"k": 1})], batch_id="b")
+        assert await worker.run() == 1
+        result = ended(producer)
+        assert (result.status, result.output, result.custom_id) == (Status.SUCCEEDED, "positive", "row 1")
+        assert (result.attempts, result.requests, result.version, result.model) == (1, 1, 1, "m1")
+        body = loopback_provider.requests[0].body
+        assert body["messages"] == [{"role": "user", "content": "Review: good"}]
+        assert body["max_tokens"] == 8
+        (row,) = worker.rows()
+        assert row.result() == result
+        assert (row.epoch, row.job_metadata, row.variables) == (1, {"k": 1}, {"review": "good"})
+        told = batch.status()
+        assert told is not None
+        assert (told.counts, told.requests) == ({Status.SUCCEEDED: 1}, 1)
+        assert told.prompt_tokens == result.prompt_tokens > 0
+        assert told.completion_tokens == result.completion_tokens > 0
+        assert [type(event) for event in worker.told] == [JobStarted, ProviderCalled, JobEnded]
+        assert worker.leases.count == 0
+
+    async def test_what_was_reserved_is_settled_to_what_was_used(
+        self, worker: Worker, producer: Producer, redis_client: Redis
+    ) -> None:
+        producer.enqueue(a_job("j"))
+        await worker.run()
+        _requests, tokens = await reserved(redis_client, LANE)
+        result = ended(producer)
+        assert tokens == result.prompt_tokens + result.completion_tokens
+
+    async def test_many_at_once_each_end_once(
+        self, worker: Worker, producer: Producer, loopback_provider: LoopbackProvider
+    ) -> None:
+        batch = producer.enqueue_many([a_job(variables={"review": "bad"})] * 40, batch_id="b")
+        await worker.finish_all()
+        told = batch.status()
+        assert told is not None
+        assert told.counts == {Status.SUCCEEDED: 40}
+        assert loopback_provider.count == len(worker.rows()) == 40
+        assert set(await worker.queue.ending_batches()) == {"b"}
+
+    async def test_two_hints_of_one_epoch_run_once(
+        self, worker: Worker, producer: Producer, loopback_provider: LoopbackProvider
+    ) -> None:
+        producer.enqueue(a_job("j"))
+        (hint,) = await released(worker.queue)
+        await asyncio.gather(*(worker.flow.run(hint) for _ in range(5)))
+        await worker.flow.run(hint)
+        assert (loopback_provider.count, len(worker.all(JobEnded))) == (1, 1)
+
+    async def test_a_job_that_another_redis_once_ended_is_not_asked_for_again(
+        self, worker: Worker, producer: Producer, loopback_provider: LoopbackProvider, redis_client: Redis
+    ) -> None:
+        producer.enqueue(a_job("j"))
+        await worker.run()
+        first = ended(producer)
+        await redis_client.flushall()
+        producer.enqueue(a_job("j"))
+        await worker.run()
+        assert ended(producer) == first
+        assert loopback_provider.count == 1
+
+
+class TestReplies:
+    async def test_an_output_that_does_not_fit_is_kept_raw_and_not_asked_for_again(
+        self, worker: Worker, producer: Producer, loopback_provider: LoopbackProvider
+    ) -> None:
+        loopback_provider.queue(answers("It is rather positive."))
+        producer.enqueue(a_job("j", thread_id="t"))
+        await worker.finish_all()
+        result = ended(producer)
+        assert (result.status, result.error_code) == (Status.INVALID_OUTPUT, "output_not_json")
+        assert (result.raw_reply, result.output) == ("It is rather positive.", None)
+        assert (loopback_provider.count, result.requests) == (1, 1)
+        assert worker.rows()[0].raw_reply == "It is rather positive."
+        with Session(worker.engine) as session:
+            assert session.exec(select(ThreadMessage)).all() == []
+
+    async def test_text_with_nul_ends_as_any_other(
+        self, worker: Worker, producer: Producer, loopback_provider: LoopbackProvider, engine: Engine
+    ) -> None:
+        store_assistant(engine, a_config(), version=2)
+        loopback_provider.queue(answers("a\x00b"))
+        producer.enqueue(a_job("j"))
+        await worker.run()
+        assert (ended(producer).status, ended(producer).output) == (Status.SUCCEEDED, "a\x00b")
+
+
+class TestThreads:
+    async def test_a_thread_goes_on_with_its_history_in_order(
+        self, worker: Worker, producer: Producer, loopback_provider: LoopbackProvider, engine: Engine
+    ) -> None:
+        store_assistant(engine, a_config(instructions="Be brief.", template=()), version=2)
+        loopback_provider.queue(answers("a0"), answers("a1"), answers("a2"))
+        for number in range(3):
+            producer.enqueue(a_job(f"j{number}", thread_id="t", messages=[user(f"q{number}")]))
+        await worker.finish_all()
+        assert [[message["content"] for message in each.body["messages"]] for each in loopback_provider.requests] == [
+            ["Be brief.", "q0"],
+            ["Be brief.", "q0", "a0", "q1"],
+            ["Be brief.", "q0", "a0", "q1", "a1", "q2"],
+        ]
+
+    async def test_a_failed_turn_leaves_nothing_and_the_next_one_goes_on(
+        self, worker: Worker, producer: Producer, loopback_provider: LoopbackProvider, engine: Engine
+    ) -> None:
+        store_assistant(engine, a_config(instructions="Be brief.", template=()), version=2)
+        loopback_provider.queue(answers("a0"), status(400), answers("a2"))
+        for number in range(3):
+            producer.enqueue(a_job(f"j{number}", thread_id="t", messages=[user(f"q{number}")]))
+        await worker.finish_all()
+        assert ended(producer, "j1").status is Status.FAILED
+        last = loopback_provider.requests[-1].body["messages"]
+        assert [message["content"] for message in last] == ["Be brief.", "q0", "a0", "q2"]
+
+
+class TestBeforeAnyCall:
+    @pytest.fixture(autouse=True)
+    async def _nothing_is_asked(self, loopback_provider: LoopbackProvider, worker: Worker) -> AsyncIterator[None]:
+        yield
+        assert loopback_provider.count == 0
+        assert await worker.redis.keys(names.limit("*")) == []
+
+    async def test_a_missing_variable_fails_the_job(self, worker: Worker, producer: Producer) -> None:
+        producer.enqueue(a_job("j", variables={}))
+        await worker.run()
+        result = ended(producer)
+        assert (result.status, result.error_code) == (Status.FAILED, "missing_variable")
+        assert (result.attempts, result.requests, result.thread_id) == (0, 0, None)
+        assert result.error
+        assert "'review'" in result.error
+
+    async def test_an_unknown_assistant_fails_the_job(self, worker: Worker, producer: Producer) -> None:
+        producer.enqueue(a_job("j", environment="staging"))
+        await worker.run()
+        assert ended(producer).error_code == "assistant_unknown"
+
+    async def test_a_rejected_row_has_its_place_in_the_results(self, worker: Worker, producer: Producer) -> None:
+        rejected = RejectedRow(job=a_job(), rejection=Rejection(code=Code.BAD_ROW, error="line 3: 2 columns, not 3"))
+        batch = producer.enqueue_many([rejected], batch_id="b")
+        await worker.run()
+        (row,) = worker.rows()
+        assert (row.row, row.status, row.error_code, row.error) == (0, "failed", "bad_row", "line 3: 2 columns, not 3")
+        told = batch.status()
+        assert told is not None
+        assert told.counts == {Status.FAILED: 1}
+
+
+async def test_a_call_larger_than_the_lane_fails_at_once(
+    hire: Hire, producer: Producer, loopback_provider: LoopbackProvider
+) -> None:
+    worker = hire(limits=LaneLimits(rpm=10, tpm=30, burst_s=1))
+    producer.enqueue(a_job("j"))
+    await worker.run()
+    assert ended(producer).error_code == "too_large_for_limit"
+    assert loopback_provider.count == 0
+
+
+class TestFaultsOfTheProvider:
+    async def test_after_a_fault_the_second_attempt_succeeds(
+        self, worker: Worker, producer: Producer, loopback_provider: LoopbackProvider
+    ) -> None:
+        loopback_provider.queue(status(500))
+        producer.enqueue(a_job("j"))
+        await worker.run()
+        (snoozed,) = worker.all(JobSnoozed)
+        assert snoozed.code == "provider_fault"
+        with pytest.raises(TimeoutError):
+            ended(producer)
+        await worker.finish_all()
+        result = ended(producer)
+        assert (result.status, result.attempts, result.requests) == (Status.SUCCEEDED, 2, 1)
+
+    async def test_a_fault_holds_up_no_other_job(
+        self, worker: Worker, producer: Producer, loopback_provider: LoopbackProvider
+    ) -> None:
+        loopback_provider.queue(status(500, headers={"Retry-After": "60"}))
+        producer.enqueue(a_job("unlucky"))
+        await worker.run()
+        producer.enqueue(a_job("lucky"))
+        await worker.run()
+        assert ended(producer, "lucky").succeeded
+
+    @pytest.mark.parametrize(
+        "fault", [status(500), status(503), cut_connection(), malformed_json()], ids=["500", "503", "cut", "malformed"]
+    )
+    async def test_when_its_attempts_are_used_up_the_job_fails_and_says_what_it_met(
+        self, worker: Worker, producer: Producer, loopback_provider: LoopbackProvider, fault: Reply
+    ) -> None:
+        loopback_provider.script(lambda _body, _n: fault)
+        producer.enqueue(a_job("j"))
+        await worker.finish_all()
+        result = ended(producer)
+        assert (result.status, result.error_code) == (Status.FAILED, "attempts_exhausted")
+        assert (result.attempts, loopback_provider.count) == (MAX_ATTEMPTS, MAX_ATTEMPTS)
+        assert result.error
+        assert f"gave up after {MAX_ATTEMPTS} attempts" in result.error
+
+    async def test_a_refused_request_fails_at_once_in_the_providers_words(
+        self, worker: Worker, producer: Producer, loopback_provider: LoopbackProvider
+    ) -> None:
+        loopback_provider.queue(status(400, {"error": {"message": "max_tokens is too large"}}))
+        producer.enqueue(a_job("j"))
+        await worker.run()
+        result = ended(producer)
+        assert (result.status, result.error_code, result.attempts) == (Status.FAILED, "request_refused", 1)
+        assert result.error == "HTTP 400: max_tokens is too large"
+
+    async def test_a_refused_request_costs_a_request_and_no_tokens(
+        self, worker: Worker, producer: Producer, loopback_provider: LoopbackProvider, redis_client: Redis
+    ) -> None:
+        loopback_provider.queue(status(400))
+        producer.enqueue(a_job("j"))
+        await worker.run()
+        assert await reserved(redis_client, LANE) == (1, 0)
+
+
+class TestRateLimits:
+    async def test_a_429_cools_the_lane_down_for_all_its_lines_and_burns_no_attempt(
+        self,
+        worker: Worker,
+        producer: Producer,
+        loopback_provider: LoopbackProvider,
+        engine: Engine,
+        redis_client: Redis,
+    ) -> None:
+        store_assistant(engine, a_config(assistant="acme/p/other"))
+        loopback_provider.queue(status(429, headers={"Retry-After": "60"}))
+        producer.enqueue(a_job("j"))
+        await worker.run()
+        producer.enqueue(a_job("other", assistant="acme/p/other"))
+        await worker.run()
+        first, second = worker.all(JobSnoozed)
+        assert (first.job_id, first.code) == ("j", "rate_limited")
+        assert 60 <= first.delay_s <= 61
+        assert (second.job_id, second.code) == ("other", "limiter_wait")
+        assert 50 < second.delay_s <= 61
+        assert loopback_provider.count == 1
+        assert 50_000 < await redis_client.pttl(names.hold(LINE)) <= 61_000
+        await worker.finish_all()
+        assert ended(producer).attempts == ended(producer, "other").attempts == 1
+        assert producer.lane_faults(WORKSPACE) == []
+
+    async def test_a_lane_that_is_used_up_lets_its_line_wait_without_a_call(
+        self, hire: Hire, producer: Producer, loopback_provider: LoopbackProvider, redis_client: Redis
+    ) -> None:
+        worker = hire(limits=LaneLimits(rpm=1, tpm=100_000, burst_s=1))
+        producer.enqueue_many([a_job()] * 3, batch_id="b")
+        for _ in range(3):
+            await worker.run()
+        assert loopback_provider.count == 1
+        assert {event.code for event in worker.all(JobSnoozed)} == {"limiter_wait"}
+        assert sorted(await waiting(redis_client)) == ["b.1", "b.2"]
+        assert [(await state(redis_client, job_id))["attempts"] for job_id in ("b.1", "b.2")] == ["0", "0"]
+
+
+class TestWalls:
+    """What stands before every job of a lane: nothing fails, and people are told."""
+
+    @pytest.mark.parametrize(
+        ("code", "reason"),
+        [(401, Code.KEY_REFUSED), (403, Code.KEY_REFUSED), (404, Code.MODEL_UNKNOWN), (402, Code.QUOTA_EXHAUSTED)],
+    )
+    async def test_a_refusal_keeps_the_jobs_and_is_recorded_until_a_call_succeeds(
+        self, worker: Worker, producer: Producer, loopback_provider: LoopbackProvider, code: int, reason: Code
+    ) -> None:
+        loopback_provider.script(lambda _body, _n: status(code))
+        batch = producer.enqueue_many([a_job()] * 2, batch_id="b")
+        for _ in range(2 * MAX_ATTEMPTS):
+            await worker.run()
+            await worker.let_waits_end()
+        told = batch.status()
+        assert told is not None
+        assert told.counts == {}
+        (fault,) = producer.lane_faults(WORKSPACE)
+        assert fault.code is reason
+        assert fault.count > 1
+        # One of two may meet the cool-down that the other has just set.
+        assert loopback_provider.count >= 2 * MAX_ATTEMPTS
+        assert f"HTTP {code}" in fault.reason
+        loopback_provider.script(lambda _body, _n: answers("positive"))
+        await worker.finish_all()
+        assert producer.lane_faults(WORKSPACE) == []
+        assert [row.attempts for row in worker.rows()] == [1, 1]
+
+    async def test_a_provider_that_cannot_be_reached_keeps_the_jobs(
+        self, hire: Hire, producer: Producer, redis_client: Redis
+    ) -> None:
+        producer.enqueue(a_job("j"))
+        with socket.socket() as bound:  # bound and not listening: nobody else gets the port
+            bound.bind(("127.0.0.1", 0))
+            cut_off = hire(base_url=f"http://127.0.0.1:{bound.getsockname()[1]}/v1")
+            await cut_off.run()
+        (snoozed,) = cut_off.all(JobSnoozed)
+        assert snoozed.code == "provider_unreachable"
+        (fault,) = producer.lane_faults(WORKSPACE)
+        assert fault.code is Code.PROVIDER_UNREACHABLE
+        assert await redis_client.exists(names.hold(LINE))
+        assert await redis_client.hget(names.limit(LANE.key), "cool_until_us")
+        producer.forget_lane_faults(a_job())
+        assert producer.lane_faults(WORKSPACE) == []
+        worker = hire()
+        assert await worker.run() == 1
+        assert ended(producer).attempts == 1
+
+    async def test_a_provider_that_judges_a_request_is_no_longer_a_wall(
+        self, worker: Worker, producer: Producer, loopback_provider: LoopbackProvider
+    ) -> None:
+        loopback_provider.queue(status(401), status(400))
+        producer.enqueue(a_job("j"))
+        await worker.finish_all()
+        assert ended(producer).error_code == "request_refused"
+        assert producer.lane_faults(WORKSPACE) == []
+
+
+class TestCrashes:
+    async def test_a_reply_that_stands_in_the_journal_is_not_bought_again(
+        self, worker: Worker, producer: Producer, loopback_provider: LoopbackProvider
+    ) -> None:
+        """The worker died between journal and SQL."""
+        producer.enqueue(a_job("j"))
+        (hint,) = await released(worker.queue)
+        dying = await worker.queue.claim(hint)
+        assert dying
+        usage = Usage(prompt_tokens=30, completion_tokens=3)
+        reply = ReplyStep(content="negative", finish_reason="stop", model="m1-0613", usage=usage)
+        await worker.queue.append(dying, reply)
+        await worker.lose_leases()
+        await worker.run()
+        result = ended(producer)
+        assert (result.output, result.model, result.requests) == ("negative", "m1-0613", 1)
+        assert (result.prompt_tokens, result.completion_tokens, result.attempts) == (30, 3, 1)
+        assert loopback_provider.count == 0
+        assert worker.all(JobStarted)[0].replayed_steps == 1
+        assert (worker.rows()[0].epoch, dying.epoch) == (3, 1)
+
+    async def test_an_end_that_stands_in_sql_is_not_reached_again(
+        self, worker: Worker, producer: Producer, loopback_provider: LoopbackProvider, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The worker died between SQL and Redis."""
+
+        async def dies(*_: object) -> None:
+            raise asyncio.CancelledError
+
+        batch = producer.enqueue_many([a_job("j")], batch_id="b")
+        with monkeypatch.context() as patch:
+            patch.setattr(worker.queue, "finish", dies)
+            (hint,) = await released(worker.queue)
+            with pytest.raises(asyncio.CancelledError):
+                await worker.flow.run(hint)
+        assert len(worker.rows()) == 1
+        await worker.lose_leases()
+        loopback_provider.script(lambda _body, _n: answers("negative"))
+        await worker.run()
+        assert ended(producer).output == "positive"
+        assert loopback_provider.count == 1
+        told = batch.status()
+        assert told is not None
+        assert told.counts == {Status.SUCCEEDED: 1}
+
+    async def test_a_worker_that_was_paused_cannot_write_what_it_still_had(
+        self, worker: Worker, hire: Hire, producer: Producer, loopback_provider: LoopbackProvider
+    ) -> None:
+        go = threading.Event()
+        loopback_provider.queue(hang_until(go, then=answers("negative")), answers("positive"))
+        batch = producer.enqueue_many([a_job("j")], batch_id="b")
+        (hint,) = await released(worker.queue)
+        paused = asyncio.create_task(worker.flow.run(hint))
+        await asyncio.to_thread(loopback_provider.wait_for_requests, 1)
+        await worker.lose_leases()
+        other = hire()
+        await other.run()
+        go.set()
+        await asyncio.wait_for(paused, DEADLINE_S)
+        (refused,) = worker.all(StaleWorkRefused)
+        assert (refused.job_id, refused.batch_id, refused.at) == ("j", "b", "journal")
+        assert worker.all(JobEnded) == []
+        assert [row.output for row in other.rows()] == ["positive"]
+        assert ended(producer).output == "positive"
+        told = batch.status()
+        assert told is not None
+        assert told.counts == {Status.SUCCEEDED: 1}
+
+    async def test_a_worker_that_hears_of_its_loss_stops_waiting_for_the_provider(
+        self, worker: Worker, producer: Producer, loopback_provider: LoopbackProvider
+    ) -> None:
+        loopback_provider.queue(hang_until(threading.Event()))
+        producer.enqueue_many([a_job(), a_job()], batch_id="b")
+        lost, kept = await released(worker.queue)
+        running = asyncio.create_task(worker.flow.run(lost))
+        await asyncio.to_thread(loopback_provider.wait_for_requests, 1)
+        go = threading.Event()
+        loopback_provider.queue(hang_until(go, then=answers("positive")))
+        other = asyncio.create_task(worker.flow.run(kept))
+        await asyncio.to_thread(loopback_provider.wait_for_requests, 2)
+        await worker.redis.zadd(names.LEASES, {lost.job_id: 1})
+        await worker.queue.sweep()
+        await worker.leases._renew()
+        await asyncio.wait_for(running, DEADLINE_S)
+        (refused,) = worker.all(StaleWorkRefused)
+        assert (refused.job_id, refused.at) == (lost.job_id, "lease")
+        go.set()
+        await asyncio.wait_for(other, DEADLINE_S)
+        assert ended(producer, kept.job_id).succeeded
+        assert worker.leases.count == 0
+
+    async def test_an_error_of_our_own_ends_the_job_after_its_attempts(
+        self, worker: Worker, producer: Producer, engine: Engine, loopback_provider: LoopbackProvider
+    ) -> None:
+        with engine.begin() as connection:
+            connection.execute(text("UPDATE assistant_versions SET config = '{}'"))
+        producer.enqueue(a_job("j"))
+        await worker.finish_all()
+        result = ended(producer)
+        assert (result.status, result.error_code) == (Status.FAILED, "internal_error")
+        assert result.attempts == len(worker.all(JobCrashed)) == MAX_ATTEMPTS
+        assert result.error
+        assert f"gave up after {MAX_ATTEMPTS} attempts: ValidationError" in result.error
+        assert loopback_provider.count == 0
+
+    async def test_an_end_that_the_database_does_not_take_is_a_failure_and_not_bought_again(
+        self, worker: Worker, producer: Producer, engine: Engine, loopback_provider: LoopbackProvider
+    ) -> None:
+        refuse_content(engine, "positive")
+        producer.enqueue(a_job("j", thread_id="t", messages=[user("q")]))
+        loopback_provider.script(lambda _body, _n: answers("positive"))
+        await worker.finish_all()
+        result = ended(producer)
+        assert (result.status, result.error_code, result.requests) == (Status.FAILED, "internal_error", 1)
+        assert (result.attempts, loopback_provider.count) == (MAX_ATTEMPTS, 1)
+
+    async def test_a_hint_that_comes_while_redis_is_away_is_told_and_harms_nothing(
+        self, hire: Hire, tmp_path: Path
+    ) -> None:
+        nowhere = Redis.from_url(f"unix://{tmp_path}/nobody.sock", retry=None)
+        worker = hire(redis=nowhere)
+        await worker.flow.run(Hint("j", 1))
+        (fault,) = worker.all(ServiceFault)
+        assert fault.part == "redis"
+        await nowhere.aclose()
+
+
+def refuse_content(engine: Engine, content: str) -> None:
+    """Have the database refuse this content of a message, for good."""
+    with engine.begin() as connection:
+        if engine.dialect.name == "postgresql":
+            connection.execute(text(f"ALTER TABLE thread_messages ADD CHECK (content <> '{content}')"))
+        else:
+            connection.execute(
+                text(
+                    "CREATE TRIGGER refuses BEFORE INSERT ON thread_messages "
+                    f"WHEN NEW.content = '{content}' BEGIN SELECT RAISE(ABORT, 'refused'); END"
+                )
+            )
+
+
+class TestStoreAway:
+    @pytest.fixture
+    def writes_are_refused(
+        self, engine: Engine, request: pytest.FixtureRequest
+    ) -> Callable[[], contextlib.AbstractContextManager[None]]:
+        @contextlib.contextmanager
+        def locked() -> Iterator[None]:
+            other = sqlite3.connect(engine.url.database or "", isolation_level=None)
+            other.execute("BEGIN IMMEDIATE")
+            yield
+            other.close()
+
+        @contextlib.contextmanager
+        def read_only() -> Iterator[None]:
+            def set_to(value: str) -> None:
+                with psycopg.connect(request.getfixturevalue("postgres_server_url"), autocommit=True) as connection:
+                    connection.execute(
+                        f'ALTER DATABASE "{engine.url.database}" SET default_transaction_read_only = {value}'
+                    )
+                engine.dispose()
+
+            set_to("on")
+            yield
+            set_to("off")
+
+        return locked if engine.dialect.name == "sqlite" else read_only
+
+    async def test_an_end_waits_in_redis_and_is_settled_without_a_call_when_sql_is_back(
+        self,
+        worker: Worker,
+        producer: Producer,
+        loopback_provider: LoopbackProvider,
+        writes_are_refused: Callable[[], contextlib.AbstractContextManager[None]],
+        redis_client: Redis,
+    ) -> None:
+        producer.enqueue(a_job("j", thread_id="t", messages=[user("good")]))
+        with writes_are_refused():
+            for _ in range(MAX_ATTEMPTS + 1):
+                await worker.run()
+                await worker.let_waits_end()
+            assert {event.code for event in worker.all(JobSnoozed)} == {"store_away"}
+            assert await redis_client.llen(names.journal("j")) == 2
+        (hint,) = await released(worker.queue)
+        held = await worker.queue.claim(hint)
+        assert held
+        assert [type(step) for step in held.journal] == [ReplyStep, ResultStep]
+        assert held.attempts == 0
+        await worker.lose_leases()
+        await worker.run()
+        assert ended(producer).output == "positive"
+        assert (ended(producer).attempts, loopback_provider.count) == (1, 1)
+        with Session(worker.engine) as session:
+            assert [message.role for message in session.exec(select(ThreadMessage))] == ["user", "assistant"]
+
+    async def test_a_job_that_cannot_even_be_looked_up_waits_and_nothing_is_asked(
+        self, hire: Hire, producer: Producer, loopback_provider: LoopbackProvider, tmp_path: Path, redis_client: Redis
+    ) -> None:
+        worker = hire(engine=engine_for(f"sqlite:///{tmp_path}"))
+        producer.enqueue(a_job("j"))
+        await worker.run()
+        (snoozed,) = worker.all(JobSnoozed)
+        assert snoozed.code == "store_away"
+        assert loopback_provider.count == 0
+        assert (await state(redis_client, "j"))["attempts"] == "0"
+
+
+class TestShutdown:
+    async def test_a_job_that_waits_for_its_turn_gives_it_back_and_goes_to_the_head_of_its_line(
+        self, hire: Hire, producer: Producer, loopback_provider: LoopbackProvider, redis_client: Redis
+    ) -> None:
+        worker = hire(limits=LaneLimits(rpm=20, tpm=100_000, burst_s=1))
+        producer.enqueue_many([a_job()] * 3, batch_id="b")
+        first, second, _third = await released(worker.queue)
+        await worker.flow.run(first)
+        waits = asyncio.create_task(worker.flow.run(second))
+        told = await worker.hear(LimiterWaited)
+        assert (told.job_id, told.lane) == ("b.1", LANE)
+        assert 1 < told.wait_s <= 5
+        worker.clock.stop()
+        await asyncio.wait_for(waits, DEADLINE_S)
+        (snoozed,) = worker.all(JobSnoozed)
+        assert (snoozed.code, snoozed.delay_s) == ("shutting_down", 0)
+        assert (await waiting(redis_client))[0] == "b.1"
+        assert loopback_provider.count == 1
+        assert (await reserved(redis_client, LANE))[0] == 1
+        again = await worker.limiter.reserve(LANE, tokens=10)
+        assert isinstance(again, Granted)
+        assert again.wait_s <= told.wait_s
+
+    async def test_a_worker_that_shuts_down_begins_no_job(
+        self, worker: Worker, producer: Producer, loopback_provider: LoopbackProvider, redis_client: Redis
+    ) -> None:
+        producer.enqueue(a_job("j"))
+        worker.clock.stop()
+        await worker.run()
+        assert worker.told == []
+        assert (await state(redis_client, "j"))["state"] == "released"
+
+    async def test_a_call_in_flight_is_finished(
+        self, worker: Worker, producer: Producer, loopback_provider: LoopbackProvider
+    ) -> None:
+        go = threading.Event()
+        loopback_provider.queue(hang_until(go, then=answers("positive")))
+        producer.enqueue(a_job("j"))
+        (hint,) = await released(worker.queue)
+        running = asyncio.create_task(worker.flow.run(hint))
+        await asyncio.to_thread(loopback_provider.wait_for_requests, 1)
+        worker.clock.stop()
+        go.set()
+        await asyncio.wait_for(running, DEADLINE_S)
+        assert ended(producer).succeeded
+
+
+async def test_no_event_and_no_result_holds_a_secret_or_a_prompt(
+    worker: Worker, producer: Producer, loopback_provider: LoopbackProvider
+) -> None:
+    prompt, key = "PROMPT-CANARY good", "sk-CANARY"
+    loopback_provider.queue(status(401, {"error": {"message": f"wrong key {key}"}}), status(500), answers("positive"))
+    producer.enqueue(a_job("j", variables={"review": prompt}))
+    await worker.finish_all()
+    assert "PROMPT-CANARY" in str(loopback_provider.requests[-1].body)
+    assert "CANARY" not in repr(worker.told)
+    assert "CANARY" not in repr(ended(producer))
+
+
+async def test_an_unknown_job_has_no_result(producer: Producer) -> None:
+    with pytest.raises(ProducerError, match="not known"):
+        ended(producer, "nobody")
