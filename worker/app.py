@@ -31,7 +31,7 @@ from schemas.settings import Settings
 from worker import actors, logs
 from worker.admission.admission import Admission
 from worker.admission.sweeper import Sweeper
-from worker.clock import Clock
+from worker.clock import Clock, end
 from worker.errors import RedisAway
 from worker.events import Events, ServiceFault
 from worker.flow.converse import Conversation
@@ -182,7 +182,13 @@ class Runtime(Middleware):
         )
         tasks = tuple(
             asyncio.create_task(loop)
-            for loop in (leases.renew_forever(), admission.run_forever(), sweeper.run_forever())
+            for loop in (
+                leases.renew_forever(),
+                admission.release_forever(),
+                admission.beat_forever(),
+                admission.listen_forever(),
+                sweeper.run_forever(),
+            )
         )
         return _Running(
             flow=flow,
@@ -201,9 +207,7 @@ class Runtime(Middleware):
     async def _quiesce(self, running: _Running) -> None:
         running.clock.stop()
         _renewal, *others = running.tasks
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        await end(others)
         # A courtesy, for the heartbeat ends too: a Redis that is away, as after a kill of
         # everything else, holds the shutdown up for no longer.
         with suppress(TimeoutError, RedisAway):
@@ -211,9 +215,7 @@ class Runtime(Middleware):
                 await running.queue.leave(running.process)
 
     async def _stop(self, running: _Running) -> None:
-        for task in running.tasks:
-            task.cancel()
-        await asyncio.gather(*running.tasks, return_exceptions=True)
+        await end(running.tasks)
         for client in running.clients:
             await client.aclose()
         await running.redis.aclose()

@@ -1,9 +1,12 @@
-"""Time for the flow: a sleep that a shutdown cuts short."""
+"""Time for the flow, a sleep that a shutdown cuts short, and the end of what runs for ever."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from datetime import UTC, datetime
+
+_CANCEL_AGAIN_S = 0.2
 
 
 class Clock:
@@ -27,7 +30,9 @@ class Clock:
         if seconds <= 0:
             return not self.stopping
         try:
-            await asyncio.wait_for(self._stopping.wait(), seconds)
+            # Not wait_for: Python 3.11's swallows a cancellation that meets the end of the wait.
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
         except TimeoutError:
             return True
         return False
@@ -35,3 +40,17 @@ class Clock:
     def now(self) -> datetime:
         """Return the time, UTC."""
         return datetime.now(UTC)
+
+
+async def end(tasks: Iterable[asyncio.Task[None]]) -> None:
+    """Cancel the tasks until they have ended.
+
+    Once is not enough: Python 3.11's wait_for, through which the Redis client sends,
+    swallows a cancellation that meets the end of its wait.
+    """
+    every = pending = set(tasks)
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=_CANCEL_AGAIN_S)
+    await asyncio.gather(*every, return_exceptions=True)

@@ -62,16 +62,8 @@ def test_in_a_terminal_a_bar_shows_the_progress_and_a_second_ctrl_c_waits_for_no
     answered = threading.Event()
     provider.script(lambda _, n: answers("positive") if n <= 4 else hang_until(answered))
     screen = shell.directory / "screen"
-    command = [
-        sys.executable,
-        "-c",
-        IN_A_TERMINAL,
-        ASSISTQ,
-        "run",
-        shell.reviews(ROWS),
-        "--assistant",
-        shell.sentiment(),
-    ]
+    run = ["run", str(shell.reviews(ROWS)), "--assistant", str(shell.sentiment())]
+    command = [sys.executable, "-c", IN_A_TERMINAL, str(ASSISTQ), *run]
     with screen.open("wb") as out:
         terminal = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=out, env=shell.env, cwd=shell.directory)
     assert terminal.stdin is not None

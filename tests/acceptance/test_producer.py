@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import redis
 
-from tests.command_line import Installation, Running
+from tests.command_line import Installation
 from tests.loopback_provider import LoopbackProvider
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,23 +73,35 @@ def application(code: str, *arguments: str, redis_url: str, directory: Path) -> 
     return json.loads(done.stdout)
 
 
-def test_the_example_works_against_workers_that_any_process_manager_runs(
-    shell: Installation, provider: LoopbackProvider, valkey_url: str, tmp_path_factory
+def test_the_example_works_while_up_runs_on_the_same_urls_and_nothing_is_embedded(
+    shell: Installation,
+    provider: LoopbackProvider,
+    valkey_url: str,
+    postgres_url: str,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    shell.env |= {"ASSISTQ_REDIS_URL": valkey_url, "PYTHONPATH": str(ROOT)}
+    shell.env |= {"ASSISTQ_REDIS_URL": valkey_url, "ASSISTQ_DATABASE_URL": postgres_url}
     assert shell.run("assistants", "apply", shell.sentiment()).code == 0
-    with redis.Redis.from_url(valkey_url) as client:
-        worker = Running([sys.executable, "-m", "worker"], env=shell.env, cwd=shell.directory)
-        said = application(EXAMPLE, redis_url=valkey_url, directory=tmp_path_factory.mktemp("application"))
-        assert client.dbsize() > 0
+    up = shell.start("up")
+    said = application(EXAMPLE, redis_url=valkey_url, directory=tmp_path_factory.mktemp("application"))
     assert said["output"] == "positive"
     assert said["batch"]["state"] == "completed"
     assert said["batch"]["counts"] == {"succeeded": 30}
-    assert provider.count == 31
     results = shell.run("results", said["batch"]["batch_id"])
     assert results.out.count(",succeeded,good,") == 30
-    worker.process.terminate()
-    assert worker.ended().code == 0
+    assert provider.count == 31
+
+    ended = shell.run("submit", shell.reviews(20), "--assistant", shell.sentiment())
+    assert ended.code == 0, ended.err
+    watched = shell.run("status", ended.out.strip(), "--watch", "--json")
+    assert watched.json["counts"] == {"succeeded": 20}
+    assert provider.count == 51
+    assert "configured by ASSISTQ_REDIS_URL" in up.err
+    assert "configured by ASSISTQ_DATABASE_URL" in up.err
+    assert not (shell.data_dir / "valkey").exists()
+    assert not list(shell.data_dir.glob("*.db"))
+    up.process.terminate()
+    assert up.ended().code == 143
     shell.nothing_left()
 
 

@@ -117,25 +117,6 @@ def test_a_batch_is_submitted_worked_off_looked_at_and_kept_though_a_worker_was_
     assert shell.run("results", batch_id).out == results.out
 
 
-def test_with_urls_nothing_is_embedded_and_a_new_version_is_used_from_its_apply_on(
-    shell: Installation, provider: LoopbackProvider, valkey_url: str, postgres_url: str
-) -> None:
-    shell.env |= {"ASSISTQ_REDIS_URL": valkey_url, "ASSISTQ_DATABASE_URL": postgres_url}
-    up = shell.start("up")
-    batch_id = submitted(shell)
-    ended = shell.run("status", batch_id, "--watch", "--json")
-    assert ended.code == 0, ended.err
-    assert ended.json["counts"] == {"succeeded": ROWS}
-    results = shell.run("results", batch_id, "--format", "csv")
-    assert [row["status"] for row in rows_of(results.out)] == ["succeeded"] * ROWS
-    assert provider.count == ROWS
-    assert not (shell.data_dir / "valkey").exists()
-    assert not list(shell.data_dir.glob("*.db"))
-    assert "configured by ASSISTQ_REDIS_URL" in up.err
-    assert "configured by ASSISTQ_DATABASE_URL" in up.err
-    stop(up, shell)
-
-
 def test_what_is_not_there_is_one_line(shell: Installation) -> None:
     commands = {
         ("status", "nope"): "batch 'nope' is not known; `assistq status` lists the batches",

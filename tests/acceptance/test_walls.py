@@ -28,26 +28,32 @@ def completed(shell: Installation, ended: Ended) -> None:
     shell.nothing_left()
 
 
-def test_a_refused_key_stops_the_run_and_a_good_one_lets_it_go_on(
-    shell: Installation, provider: LoopbackProvider
-) -> None:
-    error = {"error": {"message": f"Incorrect key [/provided] {KEY[:4]}***", "code": "invalid_api_key"}}
-    provider.script(lambda *_: status(401, error))
-    command = ("run", shell.reviews(ROWS), "--assistant", shell.sentiment())
-    ended = shell.run(*command, env={"ASSISTQ_PROVIDER_API_KEY": KEY})
-    stopped(ended, "HTTP 401: Incorrect key [/provided]", "check ASSISTQ_PROVIDER_API_KEY")
-    shell.nothing_left()
-    refused = provider.count
-    assert 1 <= refused <= IN_FLIGHT_AT_MOST
-    assert {request.headers["authorization"] for request in provider.requests} == {f"Bearer {KEY}"}
-    assert KEY not in ended.err + "".join(log.read_text("utf-8") for log in (shell.data_dir / "log").iterdir())
+def test_an_unreachable_provider_and_then_a_refused_key_each_stop_the_run_and_cost_nothing(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as reserved:
+        port = reserved.getsockname()[1]
+    url = f"http://127.0.0.1:{port}/v1"
+    with Installation(tmp_path, ASSISTQ_PROVIDER_BASE_URL=url, ASSISTQ_PROVIDER_API_KEY=KEY) as shell:
+        command = ("run", shell.reviews(ROWS), "--assistant", shell.sentiment())
+        ended = shell.run(*command)
+        stopped(ended, f"no connection to {url}", "check ASSISTQ_PROVIDER_BASE_URL and the network")
+        shell.nothing_left()
 
-    provider.script(default_reply)
-    ended = shell.run(*command)
-    completed(shell, ended)
-    assert f"0 of {ROWS} rows are done" in ended.err
-    assert provider.count == refused + ROWS
-    assert len(set(asked_rows(provider)[refused:])) == ROWS
+        error = {"error": {"message": f"Incorrect key [/provided] {KEY[:4]}***", "code": "invalid_api_key"}}
+        with LoopbackProvider(lambda *_: status(401, error), port=port) as provider:
+            ended = shell.run(*command)
+            stopped(ended, "HTTP 401: Incorrect key [/provided]", "check ASSISTQ_PROVIDER_API_KEY")
+            shell.nothing_left()
+            refused = provider.count
+            assert 1 <= refused <= IN_FLIGHT_AT_MOST
+            assert {request.headers["authorization"] for request in provider.requests} == {f"Bearer {KEY}"}
+            assert KEY not in ended.err + "".join(log.read_text("utf-8") for log in (shell.data_dir / "log").iterdir())
+
+            provider.script(default_reply)
+            ended = shell.run(*command)
+            completed(shell, ended)
+            assert f"0 of {ROWS} rows are done" in ended.err
+            assert provider.count == refused + ROWS
+            assert len(set(asked_rows(provider)[refused:])) == ROWS
 
 
 def test_an_unknown_model_stops_the_run_and_a_mended_assistant_file_is_not_stopped_by_what_it_left(
@@ -68,16 +74,3 @@ def test_an_unknown_model_stops_the_run_and_a_mended_assistant_file_is_not_stopp
     assert "the queue holds other work too" in ended.err
     asked = [request.body["messages"][-1]["content"] for request in provider.requests if request.body["model"] == "m2"]
     assert len(asked) == len(set(asked)) == ROWS
-
-
-def test_a_provider_that_cannot_be_reached_is_waited_for_a_little_and_then_told_of(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as reserved:
-        port = reserved.getsockname()[1]
-    url = f"http://127.0.0.1:{port}/v1"
-    with Installation(tmp_path, ASSISTQ_PROVIDER_BASE_URL=url) as shell:
-        command = ("run", shell.reviews(ROWS), "--assistant", shell.sentiment())
-        stopped(shell.run(*command), f"no connection to {url}", "check ASSISTQ_PROVIDER_BASE_URL and the network")
-        shell.nothing_left()
-        with LoopbackProvider(port=port) as provider:
-            completed(shell, shell.run(*command))
-            assert provider.count == len(set(asked_rows(provider))) == ROWS

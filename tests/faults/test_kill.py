@@ -7,11 +7,11 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 
+import psutil
 import pytest
 
 from tests.command_line import IN_FLIGHT_AT_MOST, Installation, asked_rows
 from tests.loopback_provider import LoopbackProvider, Reply, Script, default_reply
-from tests.processes import until
 
 # A reply that was sent this long before a kill has been journaled, also on a busy machine.
 JOURNALED_AFTER_S = 0.5
@@ -117,7 +117,9 @@ def test_a_run_outlives_a_worker_process_and_its_queue(shell: Installation, prov
 
 
 def test_the_children_of_a_run_that_was_killed_alone_end_by_themselves(orphaned: Installation) -> None:
-    until(lambda: not orphaned.alive(), what="the children have ended", timeout_s=45)
+    _, left = psutil.wait_procs(orphaned.alive(), timeout=45)
+    assert not left
+    assert not orphaned.alive()
     assert not orphaned.socket.exists()
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 from redis.asyncio import Redis
 
@@ -28,7 +29,7 @@ SendHints = Callable[[list[Hint]], Awaitable[None]]
 
 
 class Admission:
-    """The release loop of one process, and its heartbeat."""
+    """The release loop of one process, its heartbeat, and its ear for producers."""
 
     def __init__(
         self, *, process: str, capacity: int, queue: JobQueue, redis: Redis, send: SendHints, events: Events
@@ -46,22 +47,19 @@ class Admission:
         """Look at once: a job ended here, so there is room."""
         self._wake.set()
 
-    async def run_forever(self) -> None:
+    async def release_forever(self) -> None:
         """Release, wait for a wake-up, and so on until cancelled."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._beat())
-            tasks.create_task(self._listen())
-            while True:
-                self._wake.clear()
-                try:
-                    await self._release()
-                except RedisAway as exc:
-                    self._events.emit(ServiceFault(part="redis", error=f"nothing was released: {exc}"))
-                    await asyncio.sleep(_RETRY_S)
-                try:
-                    await asyncio.wait_for(self._wake.wait(), LOOK_EVERY_S)
-                except TimeoutError:
-                    continue
+        while True:
+            self._wake.clear()
+            try:
+                await self._release()
+            except RedisAway as exc:
+                self._events.emit(ServiceFault(part="redis", error=f"nothing was released: {exc}"))
+                await asyncio.sleep(_RETRY_S)
+            # Not wait_for: Python 3.11's swallows a cancellation that meets the wake-up.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_EVERY_S):
+                    await self._wake.wait()
 
     async def _release(self) -> None:
         hints = await self._queue.release(RELEASE_AT_ONCE)
@@ -69,7 +67,8 @@ class Admission:
             # A crash before the hints are sent costs the jobs their claim time, no more.
             await self._send(hints)
 
-    async def _beat(self) -> None:
+    async def beat_forever(self) -> None:
+        """Tell the capacity of this process, until cancelled."""
         while True:
             try:
                 await self._queue.heartbeat(self._process, capacity=self._capacity, ttl_s=HEARTBEAT_TTL_S)
@@ -78,7 +77,8 @@ class Admission:
             self._wake.set()
             await asyncio.sleep(HEARTBEAT_EVERY_S)
 
-    async def _listen(self) -> None:
+    async def listen_forever(self) -> None:
+        """Wake the release loop at each word of a producer, until cancelled."""
         while True:
             try:
                 with redis_away():
