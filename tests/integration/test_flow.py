@@ -766,7 +766,7 @@ class TestShutdown:
         worker.clock.stop()
         await worker.run()
         assert worker.told == []
-        assert (await state(redis_client, "j"))["state"] == "released"
+        assert (await state(redis_client, "j"))["state"] == "waiting"
 
     async def test_a_call_in_flight_is_finished(
         self, worker: Worker, producer: Producer, loopback_provider: LoopbackProvider

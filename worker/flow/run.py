@@ -74,6 +74,7 @@ class Flow:
 
     async def _claim(self, hint: Hint) -> Claimed | None:
         if self._clock.stopping:
+            await self._queue.give_back(hint)
             return None
         claimed = await self._queue.claim(hint)
         if claimed is not None:
@@ -151,6 +152,7 @@ class Flow:
             await self._end(claimed, result, began_s)
 
     async def _end(self, claimed: Claimed, result: JobResult, began_s: float) -> None:
+        self._leases.let_go(claimed)
         await self._queue.finish(claimed, result)
         self._events.emit(
             JobEnded(
@@ -168,6 +170,7 @@ class Flow:
         )
 
     async def _snooze(self, claimed: Claimed, snoozed: Snoozed) -> None:
+        self._leases.let_go(claimed)
         await self._queue.snooze(
             claimed, delay_s=snoozed.delay_s, burns_attempt=snoozed.burns_attempt, hold_line=snoozed.hold_line
         )

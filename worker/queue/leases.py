@@ -35,8 +35,16 @@ class Leases:
             task.uncancel()
             raise StaleJobError(claimed.id, at="lease") from None
         finally:
-            del self._held[claimed.hint]
+            self._held.pop(claimed.hint, None)
             self._lost.discard(claimed.hint)
+
+    def let_go(self, claimed: Claimed) -> None:
+        """Renew the job's lease no more: what follows is the write that ends our hold on it.
+
+        A renewal that Redis answers after that write would else take the job for lost, and
+        cancel its task before it has told of the end.
+        """
+        self._held.pop(claimed.hint, None)
 
     @property
     def count(self) -> int:

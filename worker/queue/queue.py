@@ -130,6 +130,11 @@ class JobQueue:
             journal=tuple(parse_step(step) for step in journal),
         )
 
+    async def give_back(self, hint: Hint) -> bool:
+        """Put a job that was released to us back to the head of its line; False if the hint is stale."""
+        keys = [names.job(hint.job_id), names.LEASES]
+        return bool(await self._run("give_back", keys, [hint.job_id, hint.epoch]))
+
     async def renew(self, held: Iterable[Hint]) -> set[str]:
         """Renew the leases of these jobs; return the ids of those that were lost."""
         args: list[str | int] = [int(LEASE_S * 1000)]
