@@ -44,9 +44,10 @@ class Listed:
 def fingerprint(config: AssistantConfig) -> str:
     """Return a digest that two configurations share exactly when they would run alike.
 
-    The environment is a pointer, not a part of the version.
+    The environment is a pointer, not a part of the version. Defaults are left out, so that
+    a parameter which a later release adds makes no new version.
     """
-    content = config.model_dump(mode="json", by_alias=True, exclude={"environment"})
+    content = config.model_dump(mode="json", by_alias=True, exclude={"environment"}, exclude_defaults=True)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -87,6 +88,26 @@ class Assistants:
                 f"assistant {address} has no version {version}", mend="`assistq assistants list` shows them"
             )
         return AssistantConfig.model_validate({**row.config, "environment": environment}), version
+
+    def deploy(self, address: str, *, environment: str, version: int) -> int | None:
+        """Point the environment at a version that exists; return the version it pointed at before."""
+        with Session(self._engine) as session:
+            if session.get(AssistantVersion, (address, version)) is None:
+                raise InputError(
+                    f"assistant {address} has no version {version}", mend="`assistq assistants list` shows them"
+                )
+            now = datetime.now(UTC)
+            pointer = session.get(AssistantEnvironment, (address, environment))
+            before = pointer.version if pointer else None
+            if pointer is None:
+                pointer = AssistantEnvironment(
+                    address=address, environment=environment, version=version, updated_at=now
+                )
+            elif before != version:
+                pointer.version, pointer.updated_at = version, now
+            session.add(pointer)
+            session.commit()
+        return before
 
     def all(self) -> list[Listed]:
         """Return every assistant, by address."""

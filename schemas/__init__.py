@@ -3,7 +3,7 @@
 A leaf package: it performs no I/O, and imports neither `producer` nor `worker`.
 """
 
-from schemas.assistant import AssistantConfig, TemplateMessage
+from schemas.assistant import AssistantConfig, InlineAssistant, TemplateMessage
 from schemas.chat import Message, Usage
 from schemas.errors import AssistqError, InputError, ProducerError, ResultTimeout
 from schemas.job import InvokeJob, JobRecord, Rejection
@@ -15,6 +15,7 @@ from schemas.settings import Settings
 __all__ = [
     "AssistantConfig",
     "AssistqError",
+    "InlineAssistant",
     "InputError",
     "InvokeJob",
     "JobRecord",

@@ -26,14 +26,15 @@ SECRET_BYTES = 32
 def engine_for(url: str, *, pool_size: int = 10) -> Engine:
     """Return an engine; it connects when it is first used.
 
+    Its errors do not quote what was to be written: prompts and secrets stay out of logs.
     SQLite runs in WAL mode and waits SQLITE_BUSY_TIMEOUT_S for another writer.
     """
     if make_url(url).get_backend_name() != "sqlite":
-        return create_engine(url, pool_size=pool_size, max_overflow=pool_size, pool_pre_ping=True)
+        return create_engine(url, pool_size=pool_size, max_overflow=pool_size, pool_pre_ping=True, hide_parameters=True)
     database = make_url(url).database
     if database and database != ":memory:":
         Path(database).parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(url, connect_args={"timeout": SQLITE_BUSY_TIMEOUT_S})
+    engine = create_engine(url, connect_args={"timeout": SQLITE_BUSY_TIMEOUT_S}, hide_parameters=True)
     event.listen(engine, "connect", _prepare_sqlite)
     return engine
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import json
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
-from schemas.assistant import Address, Environment, workspace_of
+from schemas.assistant import Address, Environment, InlineAssistant, TemplateMessage, workspace_of
 from schemas.chat import Message
 from schemas.outcome import Code
 from schemas.output import OutputSpec
+from schemas.parameters import Parameters
 
 # Ids end in Redis keys, URLs and file columns: no white space, no control characters.
 Identifier = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@-]{0,199}$")]
@@ -18,17 +20,22 @@ MetadataValue = str | int | float | bool
 METADATA_KEY_MAX_CHARS = 64
 
 
-class InvokeJob(BaseModel):
+class InvokeJob(Parameters):
     """One invocation of one assistant: what an application or a row of a file asks for.
 
-    `id` is the idempotency key; without one, a new id is made. `custom_id` is the caller's
-    own name for the row and is only carried along. `messages` come after the assistant's
-    template and the thread. `output` replaces the assistant's output spec.
+    Exactly one of `assistant`, a stored one's address, and `inline`. `id` is the idempotency
+    key; without one, a new id is made. `custom_id` is the caller's own name for the row and
+    is only carried along. `messages` come after the assistant's template and the thread.
+    The parameters, `template`, `output` and `max_steps` override the assistant's.
+
+    With `do_not_record` (also `doNotRecord`) the job's row keeps ids, times, usage and
+    status, and no content; its thread keeps the messages if the job names one.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
-    assistant: Address
+    assistant: Address | None = None
+    inline: InlineAssistant | None = None
     environment: Environment = "production"
     version: int | None = Field(default=None, ge=1)
     id: Identifier | None = None
@@ -36,8 +43,11 @@ class InvokeJob(BaseModel):
     thread_id: Identifier | None = None
     variables: dict[str, Any] = Field(default_factory=dict)
     messages: tuple[Message, ...] = ()
+    template: tuple[TemplateMessage, ...] | None = None
     output: OutputSpec | None = None
+    max_steps: int | None = Field(default=None, ge=1, le=20)
     metadata: dict[str, MetadataValue] = Field(default_factory=dict)
+    do_not_record: bool = Field(default=False, alias="doNotRecord")
 
     @field_validator("metadata")
     @classmethod
@@ -47,15 +57,37 @@ class InvokeJob(BaseModel):
                 raise ValueError(f"metadata key {key[:80]!r} must have 1 to {METADATA_KEY_MAX_CHARS} characters")
         return metadata
 
+    @field_validator("variables", "metadata")
+    @classmethod
+    def _can_be_written_as_json(cls, values: dict[str, Any]) -> dict[str, Any]:
+        try:
+            json.dumps(values, allow_nan=False, ensure_ascii=False).encode()
+        except (TypeError, ValueError, RecursionError) as exc:
+            raise ValueError(f"cannot be written as JSON: {exc}") from exc
+        return values
+
+    @model_validator(mode="after")
+    def _names_one_assistant(self) -> Self:
+        if (self.assistant is None) == (self.inline is None):
+            raise ValueError("a job needs exactly one of `assistant` (an address) and `inline`")
+        return self
+
     @property
     def workspace(self) -> str:
         """Return the tenant that the job belongs to."""
-        return workspace_of(self.assistant)
+        return self.inline.workspace if self.inline else workspace_of(self.address)
+
+    @property
+    def address(self) -> str:
+        """Return the assistant's address; an inline one has a common address in its workspace."""
+        return self.assistant or f"{self.workspace}/inline/inline"
 
     @property
     def line(self) -> str:
-        """Return the line that the job waits in: jobs of one assistant and version share one."""
-        return f"{self.assistant}@{self.environment if self.version is None else self.version}"
+        """Return the line that the job waits in: jobs that will meet the same lane share one."""
+        which = self.environment if self.version is None else self.version
+        model = self.model or (self.inline.model if self.inline else None)
+        return f"{self.address}@{which}" + (f"#{model}" if model else "")
 
 
 class Rejection(BaseModel):

@@ -15,6 +15,7 @@ server's clock.
 | `aq:hold:<line>` | string | while it exists nothing of the line is released; its expiry ends the hold |
 | `aq:leases` | zset | released and running jobs by the time at which their lease ends |
 | `aq:snoozed` | zset | jobs that wait for a time, by that time |
+| `aq:swept` | string | when the last sweep was |
 | `aq:thread:<workspace>:<thread>` | list | jobs of one thread that have not ended; only the head may run |
 | `aq:workers` | hash | worker process -> `<capacity> <expires_ms>` |
 | `aq:batch:<batch>` | hash | `total` (once sealed), `enqueued`, `started` (ms), `finished`, one count per final status, `requests`, `prompt_tokens`, `completion_tokens`, `state`, `workspace`, `webhook`, `label`, `created_ms` |
@@ -40,6 +41,7 @@ LINES = f"{PREFIX}:lines"
 LINES_IN = f"{PREFIX}:lines:in"
 LEASES = f"{PREFIX}:leases"
 SNOOZED = f"{PREFIX}:snoozed"
+SWEPT = f"{PREFIX}:swept"
 WORKERS = f"{PREFIX}:workers"
 BATCHES = f"{PREFIX}:batches"
 ENDING = f"{PREFIX}:ending"
@@ -50,6 +52,8 @@ WAKE_CHANNEL = f"{PREFIX}:wake"
 
 # handle.result() finds a finished job for this long; SQL keeps it for ever.
 RESULT_TTL_S = 24 * 60 * 60
+# The result of a job that is not to be recorded: as long as its caller may need to fetch it.
+UNRECORDED_RESULT_TTL_S = 60
 
 
 def job(job_id: str) -> str:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from schemas.chat import ToolCall
+
 
 class Status(StrEnum):
     """The final state of a job."""
@@ -27,6 +29,7 @@ class Code(StrEnum):
 
     # final, the job's own
     BAD_ROW = "bad_row"
+    PROVIDER_NOT_CONFIGURED = "provider_not_configured"
     ASSISTANT_UNKNOWN = "assistant_unknown"
     MISSING_VARIABLE = "missing_variable"
     BAD_TEMPLATE = "bad_template"
@@ -38,16 +41,23 @@ class Code(StrEnum):
     OUTPUT_NOT_VALID = "output_not_valid"
     OUTPUT_CUT_OFF = "output_cut_off"
     CONTENT_FILTER = "content_filter"
-    ATTEMPTS_EXHAUSTED = "attempts_exhausted"
+    REFUSED_BY_MODEL = "refused_by_model"
+    STEP_LIMIT = "step_limit"
+    TOOL_UNAVAILABLE = "tool_unavailable"
+    TOOL_ANSWERS_MISSING = "tool_answers_missing"
     INTERNAL_ERROR = "internal_error"
     # the lane's: the job waits, nothing of its own is wrong
     PROVIDER_UNREACHABLE = "provider_unreachable"
     KEY_REFUSED = "key_refused"
     MODEL_UNKNOWN = "model_unknown"
     QUOTA_EXHAUSTED = "quota_exhausted"
+    # the provider's, tried again: a wait, and final once the job's attempts are used up
+    SERVER_FAULT = "server_fault"
+    CONFLICT = "conflict"
+    REPLY_LOST = "reply_lost"
+    REPLY_MALFORMED = "reply_malformed"
     # waits that are no fault
     RATE_LIMITED = "rate_limited"
-    PROVIDER_FAULT = "provider_fault"
     LIMITER_WAIT = "limiter_wait"
     STORE_AWAY = "store_away"
     SHUTTING_DOWN = "shutting_down"
@@ -55,9 +65,13 @@ class Code(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Succeeded:
-    """The reply met the output spec; `output` is its value, text where there is no spec."""
+    """The reply met the output spec; `output` is its value, text where there is no spec.
+
+    `tool_calls` are those that the job's caller has to answer, in the thread's next job.
+    """
 
     output: Any
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-import jsonschema_rs
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from schemas.schema_safety import refuse_bad_schema
 
 
 class OutputSpec(BaseModel):
@@ -34,28 +35,5 @@ class OutputSpec(BaseModel):
             if self.enum is not None:
                 raise ValueError(f"output type {self.type} takes `schema`, not `enum`")
             if self.json_schema is not None:
-                _refuse_bad_schema(self.json_schema)
+                refuse_bad_schema(self.json_schema, name="schema")
         return self
-
-
-def _refuse_bad_schema(schema: dict[str, Any]) -> None:
-    # First, because the library would follow them.
-    _refuse_remote_references(schema)
-    try:
-        jsonschema_rs.validator_for(schema, offline=True)
-    except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError) as exc:
-        words = exc.message if isinstance(exc, jsonschema_rs.ValidationError) else str(exc)
-        raise ValueError(f"output `schema` is no valid JSON Schema: {words}") from exc
-
-
-def _refuse_remote_references(node: Any) -> None:
-    """Refuse a `$ref` that leaves the document: a worker must not fetch what a job names."""
-    if isinstance(node, dict):
-        reference = node.get("$ref")
-        if isinstance(reference, str) and not reference.startswith("#"):
-            raise ValueError(f"output `schema` refers to {reference!r}; inline it under `$defs`")
-        for child in node.values():
-            _refuse_remote_references(child)
-    elif isinstance(node, list):
-        for child in node:
-            _refuse_remote_references(child)

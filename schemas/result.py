@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from schemas.chat import ToolCall
 from schemas.outcome import Status
 
 
@@ -16,6 +17,8 @@ class JobResult(BaseModel):
     `output` is the validated value, or the reply's text where no output spec was given;
     None unless the job succeeded. Tokens are the provider's own count, summed over all
     `requests` that the job made. `attempts` counts tries, the successful one included.
+    `tool_calls` wait for the caller's answers; `choices` are the texts of all choices where
+    more than one was asked for; `retrieved` are passages that a hosted assistant used.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -37,9 +40,19 @@ class JobResult(BaseModel):
     error_code: str | None = None
     error: str | None = None
     raw_reply: str | None = None
+    finish_reason: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    choices: tuple[str, ...] = ()
+    retrieved: tuple[dict[str, Any], ...] = ()
     finished_at: datetime
 
     @property
     def succeeded(self) -> bool:
         """Return whether there is an output to use."""
         return self.status is Status.SUCCEEDED
+
+    def without_content(self) -> JobResult:
+        """Return the ids, times, usage and status alone: what is kept of a job that is not to be recorded."""
+        nothing: tuple[Any, ...] = ()
+        content = {"output": None, "error": None, "raw_reply": None}
+        return self.model_copy(update={**content, "tool_calls": nothing, "choices": nothing, "retrieved": nothing})

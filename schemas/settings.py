@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from schemas.assistant import ProviderKind
 from schemas.errors import InputError
 
 DEFAULT_LOCAL_MODEL = "smollm2-135m"
@@ -23,6 +24,10 @@ class Settings(BaseSettings):
     `rpm` and `tpm` are requests and tokens a minute of a lane, `burst_s` the seconds of the
     limit that may be used at once. No Redis URL: an embedded Valkey under `data_dir`. No
     database URL: SQLite there. No provider URL: the local model, if its extra is installed.
+
+    `private_network_workspaces` lists, with commas, the workspaces whose HTTP tools may
+    reach private, loopback and link-local addresses. The secrets that tools name are
+    variables of their own, `ASSISTQ_SECRET_<NAME>` (tool_secrets).
     """
 
     model_config = SettingsConfigDict(env_prefix="ASSISTQ_", frozen=True, extra="ignore", env_ignore_empty=True)
@@ -31,7 +36,15 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = None
     provider_base_url: str | None = None
     provider_api_key: SecretStr | None = None
+    langdock_base_url: str = "https://api.langdock.com"
+    langdock_api_key: SecretStr | None = None
+    langdock_api: Literal["assistant", "agent"] = "assistant"
+    langtail_base_url: str = "https://api.langtail.com"
+    langtail_api_key: SecretStr | None = None
+    agent_base_url: str | None = None
+    agent_api_key: SecretStr | None = None
     model: str | None = None
+    private_network_workspaces: str = ""
     rpm: int = Field(default=500, ge=1)
     tpm: int = Field(default=60_000, ge=1)
     burst_s: float = Field(default=1.0, gt=0, le=60)
@@ -66,7 +79,7 @@ class Settings(BaseSettings):
             raise ValueError("must begin with postgresql:// or sqlite:///")
         return url
 
-    @field_validator("provider_base_url")
+    @field_validator("provider_base_url", "langdock_base_url", "langtail_base_url", "agent_base_url")
     @classmethod
     def _base_url_is_http(cls, url: str | None) -> str | None:
         if url is None:
@@ -77,7 +90,7 @@ class Settings(BaseSettings):
             raise ValueError("must name a host, and a port of 1 to 65535 if any")
         return url.rstrip("/")
 
-    @field_validator("provider_api_key")
+    @field_validator("provider_api_key", "langdock_api_key", "langtail_api_key", "agent_api_key")
     @classmethod
     def _key_fits_a_header(cls, key: SecretStr | None) -> SecretStr | None:
         if key is None:
@@ -98,6 +111,36 @@ class Settings(BaseSettings):
             name = "ASSISTQ_" + "_".join(str(part) for part in first["loc"]).upper()
             what = first["msg"].removeprefix("Value error, ")
             raise InputError(f"{name}: {what}", mend=f"set {name} to a valid value or unset it") from exc
+
+    @staticmethod
+    def tool_secrets() -> dict[str, str]:
+        """Return the secrets that tools may name, by their names in lower case."""
+        prefix = "ASSISTQ_SECRET_"
+        return {
+            name.removeprefix(prefix).lower(): value for name, value in os.environ.items() if name.startswith(prefix)
+        }
+
+    def hosted_base_url(self, kind: ProviderKind) -> str | None:
+        """Return where the service that hosts assistants is, if it is configured; None for `openai`."""
+        match kind:
+            case "langdock":
+                return self.langdock_base_url if self.langdock_api_key else None
+            case "langtail":
+                return self.langtail_base_url if self.langtail_api_key else None
+            case "agent":
+                return self.agent_base_url
+            case "openai":
+                return None
+
+    @property
+    def provider_configured(self) -> bool:
+        """Return whether any provider, native or hosting assistants, can be asked."""
+        return any((self.provider_base_url, self.langdock_api_key, self.langtail_api_key, self.agent_base_url))
+
+    @property
+    def private_networks_allowed(self) -> frozenset[str]:
+        """Return the workspaces whose tools may reach private addresses."""
+        return frozenset(name.strip() for name in self.private_network_workspaces.split(",") if name.strip())
 
     @property
     def embedded_redis_url(self) -> str:

@@ -42,7 +42,30 @@ class StoredText(TypeDecorator[str]):
 
     def process_bind_param(self, value: str | None, dialect: Any) -> str | None:  # noqa: ARG002 - SQLAlchemy's signature
         """Replace NUL and lone surrogates."""
-        return None if value is None else value.encode("utf-8", "replace").decode().replace("\x00", "\ufffd")
+        return None if value is None else str(_storable(value))
+
+
+class StoredJson(TypeDecorator[Any]):
+    """A JSON value whose texts are others'; they are kept as StoredText keeps them, so that they can be sent again."""
+
+    impl = JSON
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Any) -> Any:  # noqa: ARG002 - SQLAlchemy's signature
+        """Replace NUL and lone surrogates in every text."""
+        return _storable(value)
+
+
+def _storable(value: Any) -> Any:
+    match value:
+        case str():
+            return value.encode("utf-8", "replace").decode().replace("\x00", "\ufffd")
+        case dict():
+            return {_storable(key): _storable(item) for key, item in value.items()}
+        case list():
+            return [_storable(item) for item in value]
+        case _:
+            return value
 
 
 class AssistantVersion(SQLModel, table=True):
@@ -89,6 +112,10 @@ class Job(SQLModel, table=True):
     error: str | None = Field(default=None, sa_type=StoredText)
     raw_reply: str | None = Field(default=None, sa_type=StoredText)
     model: str | None = Field(default=None, sa_type=StoredText)
+    finish_reason: str | None = Field(default=None, sa_type=StoredText)
+    tool_calls: Any = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
+    choices: Any = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
+    retrieved: Any = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
     requests: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -102,6 +129,8 @@ class Job(SQLModel, table=True):
     def result(self) -> JobResult:
         """Return what the row says of the job's end."""
         values = {name: getattr(self, name) for name in JobResult.model_fields if name not in ("job_id", "status")}
+        for name in ("tool_calls", "choices", "retrieved"):
+            values[name] = tuple(values[name] or ())
         return JobResult(job_id=self.id, status=Status(self.status), **values)
 
 
@@ -112,11 +141,16 @@ class Thread(SQLModel, table=True):
 
     workspace: str = Field(primary_key=True)
     id: str = Field(primary_key=True)
+    # What hosted assistants call this conversation: provider name -> thread or session id.
+    provider_refs: dict[str, str] = Field(sa_column=Column(JSON, nullable=False))
     created_at: datetime = Field(sa_type=UtcDateTime)
 
 
 class ThreadMessage(SQLModel, table=True):
-    """One message of a thread; `position` orders them, and only one writer can take a position."""
+    """One message of a thread; `position` orders them, and only one writer can take a position.
+
+    `content` is its text, for people and searches; `message` is all of it.
+    """
 
     __tablename__ = "thread_messages"
     __table_args__ = (UniqueConstraint("workspace", "thread_id", "position"),)
@@ -128,6 +162,7 @@ class ThreadMessage(SQLModel, table=True):
     job_id: str = Field(index=True)
     role: str
     content: str = Field(sa_type=StoredText)
+    message: dict[str, Any] = Field(sa_column=Column(StoredJson, nullable=False))
     created_at: datetime = Field(sa_type=UtcDateTime)
 
 

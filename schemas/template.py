@@ -1,16 +1,28 @@
 """Handlebars templates: parse and render (CONTRACT.md 1.5).
 
-The engine is `dotpromptz-handlebars`. Only assistant templates are rendered; variable
-values and thread messages are data and never pass through here.
+The engine is `dotpromptz-handlebars`; `template_syntax`, `template_values` and
+`template_helpers` make it behave as Handlebars.js does. Only assistant templates are
+rendered; variable values and thread messages are data and never pass through here.
+
+A name without arguments is a helper, if there is one of that name: a variable `last` is
+printed by `{{this.last}}`. As an argument, as in `{{#if last}}`, it is the variable.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any
+from typing import Any, Final
 
-from dotpromptz_handlebars import EscapeFunction, Handlebars, StrictModeError
+from dotpromptz_handlebars import EscapeFunction, Handlebars, HelperOptions, StrictModeError
+
+from schemas.template_helpers import HELPERS, Helper, now_data
+from schemas.template_syntax import DATA_BRACE, DATA_NULL, PATH_OF, PRINTING, engine_source
+from schemas.template_values import NULL, root_of
+
+# What the engine raises for a template or a value that it cannot cope with; it documents ValueError only.
+_ENGINE_FAULTS: Final = (ValueError, LookupError, TypeError, ArithmeticError, AttributeError, RecursionError)
 
 
 class TemplateError(ValueError):
@@ -31,28 +43,72 @@ def check(source: str) -> None:
     _compiled(source, strict=True)
 
 
-def render(source: str, variables: Mapping[str, Any], *, strict: bool) -> str:
+def render(source: str, variables: Mapping[str, Any], *, strict: bool, now: datetime | None = None) -> str:
     """Render the template with the variables; nothing is HTML-escaped.
 
-    Strict: a printed variable that was not given raises MissingVariableError; otherwise it
-    is the empty string. A condition of `if` or `unless` may always be missing.
+    A variable whose value is the JSON text of an array or an object is that array or
+    object. One newline at the end of the output is removed.
+
+    Strict: a printed variable that was not given raises MissingVariableError, a template
+    that cannot be parsed or rendered TemplateError. A condition, and an argument of an
+    operator, may be missing. Otherwise a missing variable is the empty string, and a
+    template that cannot be parsed or rendered is returned as it is.
+
+    `now` is what `$date` takes for today, in its own time zone; by default the present, in UTC.
     """
+    if "{{" not in source:
+        return source.removesuffix("\n")
     try:
-        return _compiled(source, strict=strict)(dict(variables))
+        return _rendered(source, variables, strict=strict, now=now)
+    except TemplateError:
+        if strict:
+            raise
+        return source
+
+
+def _rendered(source: str, variables: Mapping[str, Any], *, strict: bool, now: datetime | None) -> str:
+    template = _compiled(source, strict=strict)
+    try:
+        text = template(root_of(variables), data={DATA_NULL: NULL, DATA_BRACE: "{", **now_data(_zoned(now))})
     except StrictModeError as exc:
-        raise MissingVariableError(_path_of(exc)) from exc
-    except ValueError as exc:
+        raise MissingVariableError(exc.path) from exc
+    except TemplateError:
+        raise
+    except _ENGINE_FAULTS as exc:
         raise TemplateError(str(exc)) from exc
+    return text.removesuffix("\n")
+
+
+def _zoned(now: datetime | None) -> datetime:
+    if now is None:
+        return datetime.now(UTC)
+    return now.replace(tzinfo=UTC) if now.tzinfo is None else now
 
 
 @lru_cache(maxsize=4096)
-def _compiled(source: str, *, strict: bool) -> Callable[[Mapping[str, Any]], str]:
-    engine = Handlebars(escape_fn=EscapeFunction.NO_ESCAPE, strict=strict)
+def _compiled(source: str, *, strict: bool) -> Callable[..., str]:
     try:
-        return engine.compile(source)
-    except ValueError as exc:
+        return _ENGINES[strict].compile(engine_source(source))
+    except _ENGINE_FAULTS as exc:
         raise TemplateError(f"template does not parse: {exc}") from exc
 
 
-def _path_of(exc: StrictModeError) -> str:
-    return str(getattr(exc, "path", exc))
+def _engine(*, strict: bool) -> Handlebars:
+    engine = Handlebars(escape_fn=EscapeFunction.NO_ESCAPE, strict=strict)
+    for name, helper in HELPERS.items():
+        engine.register_helper(name, _refusing_missing(helper) if strict and name in PRINTING else helper)
+    return engine
+
+
+def _refusing_missing(helper: Helper) -> Helper:
+    def refusing(args: list[Any], options: HelperOptions) -> Any:
+        for index, arg in enumerate(args):
+            path = options.hash.get(PATH_OF.format(index)) if arg is None else None
+            if path is not None:
+                raise MissingVariableError(path)
+        return helper(args, options)
+
+    return refusing
+
+
+_ENGINES: Final = {strict: _engine(strict=strict) for strict in (True, False)}

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -110,6 +111,19 @@ _database_numbers = itertools.count(1)
 @pytest.fixture
 def postgres_url(postgres_server_url: str) -> Iterator[str]:
     """The SQLAlchemy URL of a real PostgreSQL database that is empty."""
+    with _postgres_database(postgres_server_url) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def postgres_url_of_module(postgres_server_url: str) -> Iterator[str]:
+    """The same, for all tests of a module together."""
+    with _postgres_database(postgres_server_url) as url:
+        yield url
+
+
+@contextmanager
+def _postgres_database(postgres_server_url: str) -> Iterator[str]:
     name = f"test_{next(_database_numbers)}"
     with psycopg.connect(postgres_server_url, autocommit=True) as connection:
         connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))

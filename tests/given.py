@@ -14,6 +14,7 @@ from schemas import names as redis_names
 from schemas.lane import Lane
 from schemas.tables import AssistantEnvironment, AssistantVersion
 from worker.queue.queue import Claimed, Hint, JobQueue
+from worker.tools.calls import OpenedTools
 
 WORKSPACE = "acme"
 ADDRESS = f"{WORKSPACE}/reviews/sentiment"
@@ -50,6 +51,11 @@ def a_result(record: JobRecord, **fields: Any) -> JobResult:
         "finished_at": NOW,
     }
     return JobResult(**{**known, **fields})
+
+
+def no_tools() -> OpenedTools:
+    """Return the tools of an assistant that has none."""
+    return OpenedTools(definitions=(), tools={}, callers=frozenset(), on_crash=lambda _tool, _error: None)
 
 
 def user(content: str) -> Message:

@@ -26,10 +26,10 @@ def main() -> None:
         settings = Settings.from_env()
     except AssistqError as exc:
         sys.exit(f"worker: {exc}")
-    if settings.provider_base_url is None:
+    if not settings.provider_configured:
         sys.exit(
             "worker: no provider; set ASSISTQ_PROVIDER_BASE_URL (and ASSISTQ_PROVIDER_API_KEY), "
-            "or let `assistq up` start the local model"
+            "or the key of a service that hosts assistants, or let `assistq up` start the local model"
         )
     processes = settings.processes or min(os.cpu_count() or 1, DEFAULT_PROCESSES_MAX)
     threads = settings.threads or DEFAULT_THREADS

@@ -20,29 +20,37 @@ from dramatiq import Broker, Middleware, Worker
 from dramatiq.asyncio import get_event_loop_thread
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.middleware import AsyncIO
+from pydantic import SecretStr
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 from sqlalchemy.exc import SQLAlchemyError
 
 from schemas import names
+from schemas.assistant import ProviderKind
 from schemas.database import engine_for, ensure_tables
 from schemas.settings import Settings
 from worker import actors, logs
 from worker.admission.admission import Admission
 from worker.admission.sweeper import Sweeper
 from worker.clock import Clock, end
-from worker.errors import RedisAway
-from worker.events import Events, ServiceFault
+from worker.errors import RedisAway, redis_away
+from worker.events import Events, ServiceFault, ToolCrashed
 from worker.flow.converse import Conversation
 from worker.flow.run import Flow
 from worker.limits.redis_limiter import LaneLimits, RedisLimiter
 from worker.metrics import Metrics
 from worker.parent import die_with_parent, heed_first_sigterm
+from worker.providers.agent_endpoint import AgentEndpoint
+from worker.providers.base import Provider
+from worker.providers.langdock import Langdock
+from worker.providers.langtail import Langtail
 from worker.providers.openai_compatible import OpenAICompatible, http_client
+from worker.providers.schema_tools import SchemaTools
 from worker.queue.leases import Leases
 from worker.queue.queue import Hint, JobQueue
 from worker.store.sql import SqlStore
+from worker.tools.toolbox import WorkerToolbox
 from worker.webhooks.deliver import WebhookSender, webhook_client
 from worker.webhooks.deliveries import Deliveries
 
@@ -66,6 +74,7 @@ class _Running:
     store: SqlStore
     redis: Redis
     clients: tuple[httpx.AsyncClient, ...]
+    toolbox: WorkerToolbox
     tasks: tuple[asyncio.Task[None], ...]
     process: str
     events: Events
@@ -138,17 +147,17 @@ class Runtime(Middleware):
         leases = Leases(queue, events)
         store = SqlStore(engine)
         client = http_client(connections=threads, timeout_s=settings.provider_timeout_s)
-        if settings.provider_base_url is None:
-            raise RuntimeError("ASSISTQ_PROVIDER_BASE_URL is not set")  # python -m worker has said so already
-        key = settings.provider_api_key
-        provider = OpenAICompatible(
-            client,
-            base_url=settings.provider_base_url,
-            api_key=key.get_secret_value() if key else None,
+        native, providers = _providers(settings, client)
+        toolbox = WorkerToolbox(
+            environment=os.environ,
+            allows_private=settings.private_networks_allowed.__contains__,
+            on_crash=lambda tool, error: events.emit(ToolCrashed(tool, error)),
         )
         limiter = RedisLimiter(redis, LaneLimits(rpm=settings.rpm, tpm=settings.tpm, burst_s=settings.burst_s))
         conversation = Conversation(
-            provider=provider,
+            providers=providers,
+            schema_tools=SchemaTools(native) if native else None,
+            toolbox=toolbox,
             limiter=limiter,
             queue=queue,
             clock=clock,
@@ -162,7 +171,6 @@ class Runtime(Middleware):
             conversation=conversation,
             clock=clock,
             events=events,
-            provider_name=provider.name,
             default_model=settings.model,
             max_attempts=settings.max_attempts,
         )
@@ -199,6 +207,7 @@ class Runtime(Middleware):
             store=store,
             redis=redis,
             clients=(client, webhooks),
+            toolbox=toolbox,
             tasks=tasks,
             process=process,
             events=events,
@@ -216,6 +225,7 @@ class Runtime(Middleware):
 
     async def _stop(self, running: _Running) -> None:
         await end(running.tasks)
+        await running.toolbox.aclose()
         for client in running.clients:
             await client.aclose()
         await running.redis.aclose()
@@ -223,12 +233,47 @@ class Runtime(Middleware):
 
     async def _send_jobs(self, hints: list[Hint]) -> None:
         assert self.actors is not None  # noqa: S101 - set right after the broker, below
-        await asyncio.to_thread(self.actors.send_jobs, hints)
+        with redis_away():
+            await asyncio.to_thread(self.actors.send_jobs, hints)
 
     async def send_deliveries(self, delivery_ids: list[str]) -> None:
         """Hint these deliveries to Dramatiq."""
         assert self.actors is not None  # noqa: S101
-        await asyncio.to_thread(self.actors.send_deliveries, delivery_ids)
+        with redis_away():
+            await asyncio.to_thread(self.actors.send_deliveries, delivery_ids)
+
+
+def _providers(
+    settings: Settings, client: httpx.AsyncClient
+) -> tuple[OpenAICompatible | None, dict[ProviderKind, Provider]]:
+    """Return the OpenAI-compatible provider, and all that are configured, by the kind that assistants name."""
+    providers: dict[ProviderKind, Provider] = {}
+    native = None
+    if settings.provider_base_url is not None:
+        native = OpenAICompatible(
+            client, base_url=settings.provider_base_url, api_key=_value(settings.provider_api_key)
+        )
+        providers["openai"] = native
+    if settings.langdock_api_key is not None:
+        providers["langdock"] = Langdock(
+            client,
+            base_url=settings.langdock_base_url,
+            api_key=_value(settings.langdock_api_key),
+            api=settings.langdock_api,
+        )
+    if settings.langtail_api_key is not None:
+        providers["langtail"] = Langtail(
+            client, base_url=settings.langtail_base_url, api_key=_value(settings.langtail_api_key)
+        )
+    if settings.agent_base_url is not None:
+        providers["agent"] = AgentEndpoint(
+            client, base_url=settings.agent_base_url, api_key=_value(settings.agent_api_key)
+        )
+    return native, providers
+
+
+def _value(secret: SecretStr | None) -> str | None:
+    return secret.get_secret_value() if secret else None
 
 
 class _DueWebhooks:

@@ -50,6 +50,25 @@ class ProviderCalled:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCalled:
+    """A tool call of a model ended; a failure is an answer to the model."""
+
+    job_id: str
+    batch_id: str | None
+    tool: str
+    failed: bool
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCrashed:
+    """A tool raised an error that it did not foresee; the model got an answer, the traceback belongs in the log."""
+
+    tool: str
+    error: Exception
+
+
+@dataclass(frozen=True, slots=True)
 class JobSnoozed:
     """A job went back to wait."""
 
@@ -136,6 +155,8 @@ Event = (
     JobStarted
     | LimiterWaited
     | ProviderCalled
+    | ToolCalled
+    | ToolCrashed
     | JobSnoozed
     | JobEnded
     | JobCrashed

@@ -31,6 +31,8 @@ from worker.events import (
     ProviderCalled,
     ServiceFault,
     StaleWorkRefused,
+    ToolCalled,
+    ToolCrashed,
     WebhookAttempted,
 )
 
@@ -41,7 +43,7 @@ MAX_FIELD_CHARS = 8_000
 _PLAIN_MIN_CHARS = 8
 _SECRET_MIN_CHARS = 3
 # Their INFO and DEBUG lines carry URLs, headers and statements.
-_QUIET_LOGGERS = ("httpx", "httpcore", "sqlalchemy", "asyncio")
+_QUIET_LOGGERS = ("httpx", "httpcore", "httpx2", "httpcore2", "mcp", "sqlalchemy", "asyncio")
 
 _SENSITIVE_NAME = r"(?:proxy-)?authorization|x-api-key|api[-_]?key|access[-_]token|password|passwd|secret"
 _SENSITIVE_KEY = re.compile(rf"^(?:.*[-_])?(?:{_SENSITIVE_NAME})$", re.IGNORECASE)
@@ -142,6 +144,7 @@ class SecretMask:
         """Return the mask for all secret fields of the settings, and the passwords in their URLs."""
         values = (getattr(settings, name) for name in type(settings).model_fields)
         secrets = [value.get_secret_value() for value in values if isinstance(value, SecretStr)]
+        secrets += settings.tool_secrets().values()
         urls = [*secrets, settings.provider_base_url or ""]
         return cls(*secrets, *(password for url in urls for password in _passwords_in(url)))
 
@@ -211,11 +214,13 @@ def _level_of(event: Event) -> int:
             return logging.INFO
         case ProviderCalled():
             return logging.INFO if event.outcome == "ok" else logging.WARNING
+        case ToolCalled():
+            return logging.WARNING if event.failed else logging.INFO
         case WebhookAttempted():
             return logging.INFO if event.outcome == "delivered" else logging.WARNING
         case JobsRecovered() | StaleWorkRefused() | ServiceFault():
             return logging.WARNING
-        case JobCrashed():
+        case JobCrashed() | ToolCrashed():
             return logging.ERROR
         case _:
             assert_never(event)
@@ -227,7 +232,7 @@ def _name_of(event: Event) -> str:
 
 def _fields_of(event: Event) -> dict[str, Any]:
     fields = {field.name: getattr(event, field.name) for field in dataclasses.fields(event)}
-    if isinstance(event, JobCrashed):
+    if isinstance(event, JobCrashed | ToolCrashed):
         fields["exc_info"] = event.error  # becomes `exception`, with the traceback
     return {name: value.key if isinstance(value, Lane) else value for name, value in fields.items()}
 

@@ -24,6 +24,8 @@ from worker.events import (
     ProviderCalled,
     ServiceFault,
     StaleWorkRefused,
+    ToolCalled,
+    ToolCrashed,
     WebhookAttempted,
 )
 
@@ -66,12 +68,13 @@ class Metrics:
         self._limiter_wait = histogram("limiter_wait_seconds", "Duration of waits for a lane's limit.", _WAIT_BUCKETS_S)
         self._webhooks = counter("webhook_attempts", "POSTs of webhooks, by outcome.", "event_type", "outcome")
         self._crashes = counter("job_crashes", "Errors in the flow that it does not know.")
+        self._tool_calls = counter("tool_calls", "Tool calls of models, by outcome: ok or failed.", "outcome")
         self._recovered = counter("jobs_recovered", "Jobs taken back after their lease had ended.")
         self._faults = counter("service_faults", "Failures of a part that a worker needs.", "part")
         self._stale = counter("stale_work_refused", "Writes refused because the job was no longer the worker's.")
         self._replayed = counter("journal_steps_replayed", "Finished steps taken from a journal, not bought again.")
 
-    def on_event(self, event: Event) -> None:
+    def on_event(self, event: Event) -> None:  # noqa: C901, PLR0912 - one case for each kind of event
         """Count the event."""
         match event:
             case JobStarted():
@@ -81,6 +84,10 @@ class Metrics:
                 self._limiter_wait.observe(event.wait_s)
             case ProviderCalled():
                 self._count_call(event)
+            case ToolCalled():
+                self._tool_calls.labels("failed" if event.failed else "ok").inc()
+            case ToolCrashed():
+                return  # counted as a failed call
             case JobSnoozed():
                 self._snoozed.labels(event.code).inc()
             case JobEnded():

@@ -227,10 +227,12 @@ def _mend_of_pattern(loc: Location) -> str:
 
 def _mend_of_value_error(loc: Location) -> str:
     if not loc:
-        return "add `instructions:` or `template:`"
+        return "add what is missing, or remove what does not belong"
     if loc[0] in ("template", "instructions"):
         return "close every {{ with }} and every {{#block}} with {{/block}}"
-    return "write `{type: enum, enum: [a, b]}`, `{type: object, schema: {…}}` or `{type: array, schema: {…}}`"
+    if loc[0] == "output":
+        return "write `{type: enum, enum: [a, b]}`, `{type: object, schema: {…}}` or `{type: array, schema: {…}}`"
+    return f"set '{_dotted(loc)}' to a value that is allowed"
 
 
 def _closest(loc: Location) -> str:

@@ -52,7 +52,7 @@ def needs_of(assistant: AssistantConfig) -> Needs:
         return Needs()
     names: set[str] = set()
     sources = []
-    templates = [assistant.instructions, *(message.content for message in assistant.template)]
+    templates = [assistant.instructions, *(text for message in assistant.template for text in message.texts)]
     for source in templates:
         if "{{" not in source:
             continue

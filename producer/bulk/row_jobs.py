@@ -71,7 +71,7 @@ class RowJobs:
             "version": version,
         }
         self._needs = needs
-        self._message_needed = not assistant.template
+        self._message_needed = assistant.needs_a_message
         self._file = file
         self._lines_of_ids: dict[int, int] = {}
 

@@ -116,7 +116,7 @@ def _check_header(records: CsvRows, assistant: AssistantConfig, needs: Needs, *,
     """Refuse a header that is data, or that lacks a column which every row needs."""
     columns = records.columns
     needed = sorted(needs.names)
-    if not assistant.template:
+    if assistant.needs_a_message:
         needed.append("message")
     missing = [name for name in needed if name not in columns]
     known = any(name in SPECIAL_COLUMNS or needs.mentions(name) for name in columns)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 
 import click
@@ -11,7 +12,11 @@ from producer.assistants import Assistants
 from producer.bulk import assistant_file
 from producer.cli import access
 from producer.cli.console import listing, out, print_json
+from schemas.assistant import AssistantConfig, checked_environment
 from schemas.settings import Settings
+
+# As `run` says that not all is well.
+EXIT_DIFFERENT = 3
 
 
 @click.group()
@@ -86,3 +91,49 @@ def show(address: str, *, environment: str, version: int | None, as_json: bool) 
         print_json(content)
     else:
         click.echo(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), nl=False)
+
+
+@assistants.command()
+@click.argument("address")
+@click.option("--environment", required=True, help="The environment to point, made if it is new.")
+@click.option("--version", type=click.IntRange(min=1), required=True, help="The version to point it at.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def deploy(address: str, *, environment: str, version: int, as_json: bool) -> None:
+    """Point an environment of the assistant at ADDRESS at one of its versions."""
+    with access.database(Settings.from_env()) as engine:
+        before = Assistants(engine).deploy(address, environment=checked_environment(environment), version=version)
+    if as_json:
+        print_json({"assistant": address, "environment": environment, "version": version, "before": before})
+        return
+    was = "new" if before is None else "unchanged" if before == version else f"before version {before}"
+    out.print(f"{address} in {environment}: version {version}, {was}")
+
+
+@assistants.command()
+@click.argument("old", metavar="OLD")
+@click.argument("new", metavar="NEW")
+def diff(old: str, new: str) -> None:
+    """Print how two configurations differ; exit status 3 if they do.
+
+    OLD and NEW are each a file, or ADDRESS@VERSION, ADDRESS@ENVIRONMENT or ADDRESS.
+    """
+    with access.database(Settings.from_env()) as engine:
+        before, after = (_as_yaml(_named(name, Assistants(engine))).splitlines(keepends=True) for name in (old, new))
+    lines = list(difflib.unified_diff(before, after, fromfile=old, tofile=new))
+    click.echo("".join(lines), nl=False)
+    if lines:
+        raise SystemExit(EXIT_DIFFERENT)
+
+
+def _named(name: str, stored: Assistants) -> AssistantConfig:
+    if Path(name).suffix.lower() in (".yaml", ".yml"):
+        return assistant_file.load(Path(name))
+    address, _, which = name.partition("@")
+    if which.isdigit():
+        return stored.config(address, version=int(which))[0]
+    return stored.config(address, environment=which or "production")[0]
+
+
+def _as_yaml(config: AssistantConfig) -> str:
+    content = config.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude={"environment"})
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)

@@ -23,7 +23,7 @@ from producer.client import BatchHandle, Producer
 from producer.embedded.procfile import DEFAULT_PROCFILE
 from producer.embedded.system import System, running
 from producer.records import Records
-from schemas.assistant import AssistantConfig
+from schemas.assistant import AssistantConfig, ProviderKind
 from schemas.batch import BatchStatus
 from schemas.errors import AssistqError, InputError, ProducerError
 from schemas.lane import Lane, LaneFault, provider_name
@@ -104,7 +104,7 @@ def run(
             say("interrupted: every job is kept, run the same command again to go on")
             raise
         if isinstance(status, Wall):
-            _tell_wall(status)
+            _tell_wall(status, kind=source.config.provider)
             raise SystemExit(EXIT_WALL)
         _write(records, status, out_path)
         accuracy = None if expected is None else _accuracy(expected, records, status.batch_id)
@@ -134,19 +134,40 @@ def _write(records: Records, status: BatchStatus, out_path: Path) -> None:
 def _run_batch(
     settings: Settings, source: Source, *, batch_id: str, webhook: str | None, records: Records
 ) -> BatchStatus | Wall:
+    kind = source.config.provider
+    if kind != "openai" and settings.hosted_base_url(kind) is None:
+        raise InputError(
+            f"assistant {source.config.assistant} is hosted by {kind}, which is not configured",
+            mend="set ASSISTQ_AGENT_BASE_URL" if kind == "agent" else f"set ASSISTQ_{kind.upper()}_API_KEY",
+        )
     with running(
-        settings, commands={"worker": _WORKER}, say=say, log_dir=settings.data_dir / "log", grace_s=_STOP_GRACE_S
+        settings,
+        commands={"worker": _WORKER},
+        say=say,
+        log_dir=settings.data_dir / "log",
+        grace_s=_STOP_GRACE_S,
+        needs_model=kind == "openai",
     ) as system:
         producer = Producer.from_settings(settings, redis_url=system.redis_url)
         try:
             with _second_signal_kills(system):
-                return _submit_and_watch(producer, system, source, batch_id=batch_id, webhook=webhook, records=records)
+                lane = _lane(settings, system, source.config)
+                return _submit_and_watch(
+                    producer, system, source, lane, batch_id=batch_id, webhook=webhook, records=records
+                )
         finally:
             producer.close()
 
 
 def _submit_and_watch(
-    producer: Producer, system: System, source: Source, *, batch_id: str, webhook: str | None, records: Records
+    producer: Producer,
+    system: System,
+    source: Source,
+    lane: Lane,
+    *,
+    batch_id: str,
+    webhook: str | None,
+    records: Records,
 ) -> BatchStatus | Wall:
     before = producer.batch(batch_id).status()
     for other in [each for each in producer.open_batches() if each.batch_id != batch_id][:_OTHERS_TOLD]:
@@ -161,19 +182,17 @@ def _submit_and_watch(
         batch = producer.batch(batch_id)
         if webhook is not None:
             producer.name_webhook(batch_id, webhook)
-    ended = _watch(producer, batch, system, source, already=before.finished if before else 0)
+    ended = _watch(producer, batch, system, source, lane, already=before.finished if before else 0)
     if isinstance(ended, BatchStatus) and ended.webhook:
         _await_webhook(records, batch_id)
     return ended
 
 
 def _watch(
-    producer: Producer, batch: BatchHandle, system: System, source: Source, *, already: int
+    producer: Producer, batch: BatchHandle, system: System, source: Source, lane: Lane, *, already: int
 ) -> BatchStatus | Wall:
     at_work = f"{system.processes} processes x {system.threads} threads"
-    model = source.config.model or system.endpoint.model or "none"
-    lane = Lane(source.config.workspace, provider_name(system.endpoint.base_url), model)
-    say(f"batch {batch.id}: {source.checked.rows} rows, {at_work}, model {model}")
+    say(f"batch {batch.id}: {source.checked.rows} rows, {at_work}, model {lane.model}")
     last: BatchStatus | None = None
     with BatchProgress(rows=source.checked.rows, already=already) as progress:
         for status in batch.watch(interval_s=_LOOK_EVERY_S):
@@ -187,6 +206,14 @@ def _watch(
     if last is None:
         raise ProducerError(f"batch {batch.id} vanished from Redis")
     return last
+
+
+def _lane(settings: Settings, system: System, config: AssistantConfig) -> Lane:
+    """Return the lane that the rows will be in, as the workers name it."""
+    kind = config.provider
+    base_url = system.endpoint.base_url if kind == "openai" else settings.hosted_base_url(kind)
+    model = config.model or (system.endpoint.model if kind == "openai" else kind)
+    return Lane(config.workspace, provider_name(base_url or ""), model or "none")
 
 
 def _fault(producer: Producer, lane: Lane) -> LaneFault | None:
@@ -206,12 +233,17 @@ def _is_wall(fault: LaneFault, *, progressed: bool) -> bool:
     return stands_s > (PATIENCE_S if progressed else PATIENCE_AT_FIRST_S)
 
 
-def _tell_wall(wall: Wall) -> None:
+def _tell_wall(wall: Wall, *, kind: ProviderKind) -> None:
+    provider = "ASSISTQ_PROVIDER" if kind == "openai" else f"ASSISTQ_{kind.upper()}"
+    named = "`model` in the assistant file, ASSISTQ_MODEL"
+    if kind != "openai":
+        named = "`provider_assistant` and `model` in the assistant file"
     mend = {
-        Code.PROVIDER_UNREACHABLE: "check ASSISTQ_PROVIDER_BASE_URL and the network",
-        Code.KEY_REFUSED: "check ASSISTQ_PROVIDER_API_KEY",
-        Code.MODEL_UNKNOWN: "check `model` in the assistant file, ASSISTQ_MODEL and ASSISTQ_PROVIDER_BASE_URL",
+        Code.PROVIDER_UNREACHABLE: f"check {provider}_BASE_URL and the network",
+        Code.KEY_REFUSED: f"check {provider}_API_KEY",
+        Code.MODEL_UNKNOWN: f"check {named} and {provider}_BASE_URL",
         Code.QUOTA_EXHAUSTED: "the account has no credit left",
+        Code.RATE_LIMITED: "the provider asks for a long wait",
     }.get(wall.fault.code, "see the provider's words")
     say(f"stopped: {wall.fault.reason}")
     say(f"{mend}. Every job is kept: run the same command again to go on")
@@ -266,8 +298,9 @@ class _second_signal_kills:  # noqa: N801 - reads as a phrase where it is used
 
 
 def _refuse_no_model(config: AssistantConfig, settings: Settings) -> None:
-    """Refuse before the first row what would fail every row; the local model needs no name."""
-    if config.model is None and settings.model is None and settings.provider_base_url is not None:
+    """Refuse before the first row what would fail every row; the local model and a service's assistant need no name."""
+    native = config.provider == "openai" and settings.provider_base_url is not None
+    if native and config.model is None and settings.model is None:
         raise InputError(
             f"assistant {config.assistant} names no model", mend="write `model:` in its file, or set ASSISTQ_MODEL"
         )

@@ -8,6 +8,7 @@ from rich.text import Text
 from producer.cli import access
 from producer.cli.console import out, print_json, shown
 from producer.records import Records
+from schemas.chat import Message
 from schemas.settings import Settings
 
 
@@ -31,6 +32,7 @@ def show(thread_id: str, *, workspace: str | None, as_json: bool) -> None:
                     "position": each.position,
                     "role": each.role,
                     "content": each.content,
+                    "message": each.message,
                     "job_id": each.job_id,
                     "created_at": each.created_at,
                 }
@@ -39,4 +41,7 @@ def show(thread_id: str, *, workspace: str | None, as_json: bool) -> None:
         )
         return
     for each in messages:
-        out.print(Text.assemble((f"{each.role}: ", "bold"), shown(each.content)), soft_wrap=True)
+        message = Message.model_validate(each.message)
+        calls = "".join(f"→ {call.name}({call.arguments})" for call in message.tool_calls)
+        said = " ".join(part for part in (each.content, calls) if part)
+        out.print(Text.assemble((f"{each.role}: ", "bold"), shown(said)), soft_wrap=True)

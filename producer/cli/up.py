@@ -30,14 +30,21 @@ def up() -> None:
     with access.database(settings):
         pass  # an unreachable database is one clear error here, not one in each process
     output = prefixed_output(err, names=list(found.commands))
-    with running(settings, commands=found.commands, say=say, output=output) as system:
+    with running(
+        settings,
+        commands=found.commands,
+        say=say,
+        output=output,
+        needs_model=not settings.provider_configured or settings.provider_base_url is not None,
+    ) as system:
         say(f"up: {', '.join(found.commands)} (Procfile: {found.source})")
         say(f"  workers   {system.processes} processes x {system.threads} threads")
         # Configured URLs may hold passwords.
         database = "configured by ASSISTQ_DATABASE_URL" if settings.database_url else settings.effective_database_url
         say(f"  queue     {'configured by ASSISTQ_REDIS_URL' if settings.redis_url else system.redis_url}")
         say(f"  database  {database}")
-        say(f"  provider  {system.endpoint.base_url}, model {system.endpoint.model or 'as each assistant says'}")
+        provider = system.endpoint.base_url or "services that host assistants"
+        say(f"  provider  {provider}, model {system.endpoint.model or 'as each assistant says'}")
         say(f"  metrics   http://127.0.0.1:{settings.metrics_port}/metrics")
         try:
             while True:

@@ -32,22 +32,30 @@ _HEALTH_TIMEOUT_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class ProviderEndpoint:
-    """Where completions are asked for; `model` None: each assistant must name its own."""
+    """Where completions are asked for; `model` None: each assistant must name its own.
 
-    base_url: str
+    `base_url` None: only services that host assistants are asked.
+    """
+
+    base_url: str | None
     model: str | None
     local: bool
 
 
 @contextmanager
-def served(settings: Settings, *, say: Say) -> Iterator[ProviderEndpoint]:
+def served(settings: Settings, *, say: Say, needed: bool = True) -> Iterator[ProviderEndpoint]:
     """Yield the configured provider, or a local model server that answers, started again if it dies.
+
+    Where no model is `needed`, none is started.
 
     `say` hears of a fetch and of such a death. InputError if neither a provider is configured
     nor the local model is installed; AssistqError if the server does not come up.
     """
     if settings.provider_base_url is not None:
         yield ProviderEndpoint(base_url=settings.provider_base_url, model=settings.model, local=False)
+        return
+    if not needed:
+        yield ProviderEndpoint(base_url=None, model=settings.model, local=False)
         return
     if importlib.util.find_spec("xllamacpp") is None:
         raise InputError(

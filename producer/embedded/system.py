@@ -54,12 +54,14 @@ def running(
     output: Output | None = None,
     log_dir: Path | None = None,
     grace_s: float = 45.0,
+    needs_model: bool = True,
 ) -> Iterator[System]:
     """Start the queue and the model where no URL is given, then the commands; end all of it in reverse.
 
-    Lines of the commands go to `output`, or to files in `log_dir`.
+    Lines of the commands go to `output`, or to files in `log_dir`. A system whose assistants
+    are all hosted elsewhere `needs_model` not.
     """
-    with served(settings, say=say) as endpoint, valkey.attached(settings, say=say) as redis_url:
+    with served(settings, say=say, needed=needs_model) as endpoint, valkey.attached(settings, say=say) as redis_url:
         processes, threads = capacity.plan(settings, local=endpoint.local)
         failure = _Failure()
         supervisor = Supervisor(
@@ -91,10 +93,11 @@ def _environment(
         "ASSISTQ_REDIS_URL": redis_url,
         "ASSISTQ_DATABASE_URL": settings.effective_database_url,
         "ASSISTQ_DATA_DIR": str(settings.data_dir),
-        "ASSISTQ_PROVIDER_BASE_URL": endpoint.base_url,
         "ASSISTQ_PROCESSES": str(processes),
         "ASSISTQ_THREADS": str(threads),
     }
+    if endpoint.base_url is not None:
+        environment["ASSISTQ_PROVIDER_BASE_URL"] = endpoint.base_url
     if endpoint.model is not None:
         environment["ASSISTQ_MODEL"] = endpoint.model
     return environment

@@ -77,7 +77,7 @@ def test_jsonl_comes_out_with_its_values_as_they_are_and_the_status_tells_of_row
 ) -> None:
     assistant = shell.file(
         "a.yaml",
-        "assistant: demo/p/a\nmodel: m1\ntemplate:\n- {role: user, content: '{{ q.text }}'}\n"
+        "assistant: demo/p/a\nmodel: m1\nmax_repairs: 0\ntemplate:\n- {role: user, content: '{{ q.text }}'}\n"
         "output: {type: object, schema: {type: object, properties: {n: {type: integer, minimum: 7}}, required: [n]}}\n",
     )
     replies = {"q 0": '{"n": 7}', "q 1": "perhaps", "q 2": '{"n": 3}', "q 3": '{"n": 8}'}

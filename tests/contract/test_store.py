@@ -20,6 +20,7 @@ from sqlmodel import Session, SQLModel, select
 
 from schemas import AssistantConfig, JobRecord, JobResult, Message, OutputSpec, Status, database
 from schemas.batch import BatchState, BatchStatus
+from schemas.chat import TextPart, ToolCall
 from schemas.database import engine_for, ensure_tables
 from schemas.tables import Batch, Delivery, Job, Thread, ThreadMessage
 from tests.given import ADDRESS, WORKSPACE, a_config, a_job, a_result, store_assistant, user
@@ -150,15 +151,16 @@ class TestSettling:
     ) -> None:
         record = a_record(custom_id="c\x00", thread_id="t", variables={"review": "a\x00b"})
         bad = "a\x00b\ud800c"
-        settlement = a_settlement(record, answer(bad), output="a\x00b", error=bad, raw_reply=bad, model=bad)
+        calling = Message(role="assistant", tool_calls=(ToolCall(id="c", name="look", arguments=bad),))
+        settlement = a_settlement(record, answer(bad), calling, output="a\x00b", error=bad, raw_reply=bad, model=bad)
         await store.settle(settlement)
         with Session(engine) as session:
             row = session.get(Job, "j")
             assert row is not None
             assert (row.custom_id, row.error, row.raw_reply, row.model) == ("c\ufffd", *["a\ufffdb?c"] * 3)
             assert (row.output, row.variables) == ("a\x00b", {"review": "a\x00b"})
-        (message,) = (await store.context(a_record("next", thread_id="t"))).history
-        assert message.content == "a\ufffdb?c"
+        ((answered, called),) = (await store.context(a_record("next", thread_id="t"))).history
+        assert (answered.content, called.tool_calls[0].arguments) == ("a\ufffdb?c", "a\ufffdb?c")
 
     async def test_what_cannot_be_written_whole_is_not_written_in_part(self, store: SqlStore, engine: Engine) -> None:
         with engine.begin() as connection:
@@ -169,16 +171,23 @@ class TestSettling:
 
 
 class TestThreads:
+    async def test_a_turn_is_read_back_with_its_tool_calls_and_answers(self, store: SqlStore) -> None:
+        call = ToolCall(id="c", name="look", arguments='{"at": "ä"}')
+        turn = (
+            Message(role="user", content=(TextPart(text="what is it?"),), name="ada"),
+            Message(role="assistant", tool_calls=(call,)),
+            Message(role="tool", content="a bird", tool_call_id="c", name="look"),
+            answer("A bird."),
+        )
+        await store.settle(a_settlement(a_record(thread_id="t"), *turn))
+        assert (await store.context(a_record("next", thread_id="t"))).history == (turn,)
+
     async def test_turns_are_kept_in_the_order_in_which_they_were_settled(self, store: SqlStore) -> None:
         for number in range(4):
             record = a_record(f"j{number}", thread_id="t")
             await store.settle(a_settlement(record, user(f"question {number}"), answer(f"answer {number}")))
         history = (await store.context(a_record("next", thread_id="t"))).history
-        assert [(message.role, message.content) for message in history] == [
-            (role, f"{word} {number}")
-            for number in range(4)
-            for role, word in (("user", "question"), ("assistant", "answer"))
-        ]
+        assert history == tuple((user(f"question {number}"), answer(f"answer {number}")) for number in range(4))
 
     async def test_a_job_that_did_not_succeed_leaves_no_turn(self, store: SqlStore, engine: Engine) -> None:
         await store.settle(a_settlement(a_record(thread_id="t"), status=Status.FAILED, output=None))
@@ -191,7 +200,7 @@ class TestThreads:
         assert (await store.context(theirs)).history == ()
         await store.settle(a_settlement(theirs, user("theirs"), answer("theirs")))
         again = (await store.context(a_record("again", thread_id="t"))).history
-        assert [message.content for message in again] == ["ours", "ours"]
+        assert again == ((user("ours"), answer("ours")),)
 
     async def test_a_turn_that_another_one_overtook_comes_after_it(self, store: SqlStore, engine: Engine) -> None:
         """As after a pause: the lease had ended, and a later job of the thread was settled at the same time."""
@@ -208,7 +217,8 @@ class TestThreads:
                 settled.result()
         for number in range(10):
             history = (await store.context(a_record("next", thread_id=f"t{number}"))).history
-            assert [message.content for message in history] in (["a", "a", "b", "b"], ["b", "b", "a", "a"])
+            a, b = ((user(name), answer(name)) for name in ("a", "b"))
+            assert history in ((a, b), (b, a))
 
 
 class TestContext:

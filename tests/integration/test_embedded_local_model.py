@@ -150,7 +150,7 @@ def test_a_server_that_says_it_is_ready_but_does_not_answer_is_not_handed_out(
 def test_the_local_model_answers_a_chat_and_keeps_to_a_schema(settings: Settings) -> None:
     with served(settings, say=ignored) as endpoint, httpx.Client(timeout=100, trust_env=False) as client:
         assert (endpoint.model, endpoint.local) == ("smollm2-135m", True)
-        assert endpoint.base_url.startswith("http://127.0.0.1:")
+        assert str(endpoint.base_url).startswith("http://127.0.0.1:")
         assert [model["id"] for model in client.get(f"{endpoint.base_url}/models").json()["data"]] == ["smollm2-135m"]
         schema = {"enum": ["positive", "negative"]}
         reply = client.post(
@@ -173,7 +173,7 @@ def test_the_local_model_answers_a_chat_and_keeps_to_a_schema(settings: Settings
 def test_a_model_server_that_is_killed_is_started_again_at_the_same_address(settings: Settings) -> None:
     said: list[str] = []
     with served(settings, say=said.append) as endpoint, httpx.Client(timeout=60, trust_env=False) as client:
-        health = endpoint.base_url.removesuffix("/v1") + "/health"
+        health = str(endpoint.base_url).removesuffix("/v1") + "/health"
         killed = server_under_us()
         assert killed is not None
         killed.kill()

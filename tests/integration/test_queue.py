@@ -15,6 +15,7 @@ from producer import Producer
 from producer.client import CHUNK_JOBS, BatchHandle
 from schemas import InvokeJob, ProducerError, Status, Usage, names
 from schemas.batch import BatchState
+from schemas.outcome import Code
 from tests.given import (
     LINE,
     a_job,
@@ -726,9 +727,51 @@ async def test_after_the_end_redis_holds_results_and_counts_that_expire_and_noth
     await queue.leave("a-worker")
     left = {key.decode() async for key in redis_client.scan_iter()}
     assert left == {
+        names.SWEPT,
         names.batch("b"),
         names.batch_rows("b"),
         *(names.result(job_id) for job_id in ("b.0", "b.1", "b.2", "single")),
     }
-    for key in left:
+    for key in left - {names.SWEPT}:
         assert 0 < await redis_client.ttl(key) <= names.RESULT_TTL_S
+
+
+async def test_leases_that_ended_while_nobody_swept_are_given_once_more(
+    producer: Producer, queue: JobQueue, redis_client: Redis
+) -> None:
+    producer.enqueue(a_job("j"))
+    held = await claimed(queue)
+    await redis_client.set(names.SWEPT, 1)
+    await let_leases_lapse(redis_client)
+
+    assert (await queue.sweep()).recovered == 0
+    await queue.append(held, reply())
+
+    await let_leases_lapse(redis_client)
+    assert (await queue.sweep()).recovered == 1
+
+
+async def test_a_step_that_equals_the_last_one_is_kept_when_its_index_says_that_it_is_another(
+    producer: Producer, queue: JobQueue, redis_client: Redis
+) -> None:
+    producer.enqueue(a_job("j"))
+    held = await claimed(queue)
+    for index in (0, 0, 1, 1):
+        await queue.append(held, reply(), index=index)
+    assert await redis_client.llen(names.journal("j")) == 2
+
+
+@pytest.mark.parametrize(
+    "record", ['{"id": "j", "novelty": 1}', "{", '{"id": "j", "job": {"assistant": "a/b/c"}, "x": 1}']
+)
+async def test_a_record_that_cannot_be_read_is_claimed_as_one_that_ends(
+    record: str, producer: Producer, queue: JobQueue, redis_client: Redis
+) -> None:
+    producer.enqueue(a_job("j"))
+    await redis_client.hset(names.job("j"), "record", record)
+
+    held = await claimed(queue)
+
+    assert held.id == "j"
+    assert held.record.rejection is not None
+    assert held.record.rejection.code is Code.INTERNAL_ERROR

@@ -7,6 +7,7 @@ import pytest
 from schemas.chat import Usage
 from schemas.outcome import Code, Failed, InvalidOutput, Snoozed, Succeeded
 from schemas.output import OutputSpec
+from tests.given import no_tools
 from worker.flow.decide import (
     BACKOFF_CAP_S,
     JITTER_S,
@@ -16,10 +17,11 @@ from worker.flow.decide import (
     decide_crash,
     decide_error,
     decide_refusal,
-    decide_reply,
 )
+from worker.flow.moves import Move, Rules, next_move
 from worker.limits.base import Later, TooLarge
 from worker.providers.errors import (
+    ContentFiltered,
     ContextLengthExceeded,
     KeyRefused,
     ModelUnknown,
@@ -41,6 +43,11 @@ def reply(content: str, *, finish_reason: str | None = "stop", refusal: str | No
     return ReplyStep(content=content, finish_reason=finish_reason, refusal=refusal, model="m1", usage=Usage())
 
 
+def decide_reply(step: ReplyStep, spec: OutputSpec | None) -> Move:
+    """Return what becomes of a job after its first reply, which may not be repaired."""
+    return next_move((step,), Rules(output=spec, max_steps=10, max_repairs=0), no_tools())
+
+
 def least(low: float, _high: float) -> float:
     return low
 
@@ -54,10 +61,21 @@ def middle(low: float, high: float) -> float:
 
 
 class TestReplies:
-    @pytest.mark.parametrize("finish_reason", ["stop", "length", None, "tool_calls"])
-    @pytest.mark.parametrize("content", ["Superb.", "", "{not json"])
+    @pytest.mark.parametrize(
+        ("content", "finish_reason"),
+        [
+            *[(content, reason) for content in ("Superb.", "", "{not json") for reason in ("stop", "length", None)],
+            *[(content, "tool_calls") for content in ("Superb.", "{not json")],
+        ],
+    )
     def test_without_an_output_spec_the_text_is_the_output(self, content: str, finish_reason: str | None) -> None:
         assert decide_reply(reply(content, finish_reason=finish_reason), None) == Succeeded(output=content)
+
+    @pytest.mark.parametrize("spec", [None, LABEL])
+    def test_an_assistant_that_was_still_calling_tools_gave_no_answer(self, spec: OutputSpec | None) -> None:
+        outcome = decide_reply(reply("", finish_reason="tool_calls"), spec)
+        assert isinstance(outcome, Failed)
+        assert outcome.code is Code.STEP_LIMIT
 
     def test_a_value_that_fits_is_the_output(self) -> None:
         assert decide_reply(reply('{"result": "positive"}'), LABEL) == Succeeded(output="positive")
@@ -85,7 +103,7 @@ class TestReplies:
     @pytest.mark.parametrize("spec", [None, LABEL])
     def test_a_refusal_fails_with_the_models_words(self, spec: OutputSpec | None) -> None:
         outcome = decide_reply(reply("", refusal="I can't help with that"), spec)
-        assert outcome == Failed(code=Code.CONTENT_FILTER, error="the model refused: I can't help with that")
+        assert outcome == Failed(code=Code.REFUSED_BY_MODEL, error="the model refused: I can't help with that")
 
     @pytest.mark.parametrize("spec", [None, LABEL])
     def test_a_filtered_reply_fails_whatever_stands_in_it(self, spec: OutputSpec | None) -> None:
@@ -131,7 +149,7 @@ class TestWalls:
 
 
 class TestRateLimits:
-    @pytest.mark.parametrize(("asked_s", "waited_s"), [(None, RATE_LIMITED_RETRY_S), (0, 0), (7, 7), (3600, 3600)])
+    @pytest.mark.parametrize(("asked_s", "waited_s"), [(None, RATE_LIMITED_RETRY_S), (0, 0), (7, 7), (120, 120)])
     @pytest.mark.parametrize("attempt", [1, 1000])
     def test_a_429_waits_as_long_as_asked_never_shorter_and_burns_no_attempt(
         self, asked_s: float | None, waited_s: float, attempt: int
@@ -142,29 +160,45 @@ class TestRateLimits:
         assert isinstance(high, Snoozed)
         assert high.delay_s == waited_s + JITTER_S
 
+    def test_a_429_that_asks_for_a_long_wait_is_a_wall_that_people_hear_of(self) -> None:
+        outcome = decide_error(RateLimited("come tomorrow", retry_after_s=3600), attempt=1, max_attempts=5)
+        assert isinstance(outcome, Snoozed)
+        assert outcome.fault
+        assert not outcome.burns_attempt
+
 
 class TestRequestsAtFault:
     @pytest.mark.parametrize(
         ("kind", "code"),
-        [(RequestRefused, Code.REQUEST_REFUSED), (ContextLengthExceeded, Code.CONTEXT_LENGTH)],
+        [
+            (RequestRefused, Code.REQUEST_REFUSED),
+            (ContextLengthExceeded, Code.CONTEXT_LENGTH),
+            (ContentFiltered, Code.CONTENT_FILTER),
+        ],
     )
     def test_they_fail_at_once_in_the_providers_words(self, kind: type[ProviderError], code: Code) -> None:
         assert decide_error(kind("bad"), attempt=1, max_attempts=5) == Failed(code=code, error="bad")
 
 
 class TestFaults:
-    KINDS = (ServerFault, ReplyLost, ReplyMalformed)
+    KINDS = (
+        (ServerFault("oops"), Code.SERVER_FAULT),
+        (ServerFault("oops", http_status=500), Code.SERVER_FAULT),
+        (ServerFault("oops", http_status=409), Code.CONFLICT),
+        (ReplyLost("oops"), Code.REPLY_LOST),
+        (ReplyMalformed("oops"), Code.REPLY_MALFORMED),
+    )
 
-    @pytest.mark.parametrize("kind", KINDS)
-    def test_one_is_tried_again_alone_and_burns_an_attempt(self, kind: type[ProviderError]) -> None:
-        outcome = decide_error(kind("oops"), attempt=1, max_attempts=5, uniform=middle)
-        assert outcome == Snoozed(delay_s=0.5, code=Code.PROVIDER_FAULT, reason="oops", burns_attempt=True)
+    @pytest.mark.parametrize(("error", "code"), KINDS)
+    def test_one_is_tried_again_alone_and_burns_an_attempt(self, error: ProviderError, code: Code) -> None:
+        outcome = decide_error(error, attempt=1, max_attempts=5, uniform=middle)
+        assert outcome == Snoozed(delay_s=0.5, code=code, reason="oops", burns_attempt=True)
 
-    @pytest.mark.parametrize("kind", KINDS)
-    def test_the_last_attempt_fails_and_says_what_it_met(self, kind: type[ProviderError]) -> None:
-        assert isinstance(decide_error(kind("oops"), attempt=4, max_attempts=5), Snoozed)
-        assert decide_error(kind("oops"), attempt=5, max_attempts=5) == Failed(
-            code=Code.ATTEMPTS_EXHAUSTED, error="gave up after 5 attempts: oops"
+    @pytest.mark.parametrize(("error", "code"), KINDS)
+    def test_the_last_attempt_fails_and_says_what_it_met(self, error: ProviderError, code: Code) -> None:
+        assert isinstance(decide_error(error, attempt=4, max_attempts=5), Snoozed)
+        assert decide_error(error, attempt=5, max_attempts=5) == Failed(
+            code=code, error="gave up after 5 attempts: oops"
         )
 
     def test_with_one_attempt_the_first_is_the_last(self) -> None:

@@ -111,6 +111,8 @@ def test_every_event_of_the_core_is_a_line_with_its_ids_and_level() -> None:
         "limiter_waited": "debug",
         "provider_called": "info",
         "job_snoozed": "info",
+        "tool_called": "warning",
+        "tool_crashed": "error",
         "job_ended": "info",
         "job_crashed": "error",
         "batch_ended": "info",

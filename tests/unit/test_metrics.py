@@ -38,6 +38,8 @@ from worker.events import (
     ProviderCalled,
     ServiceFault,
     StaleWorkRefused,
+    ToolCalled,
+    ToolCrashed,
     WebhookAttempted,
 )
 from worker.metrics import MAX_LABEL_VALUES, REST, Metrics
@@ -49,6 +51,8 @@ ONE_OF_EACH: tuple[Event, ...] = (
     JobStarted("j", "b", "demo", "demo/p/a", 1, 0.5, 3),
     LimiterWaited("j", "b", LANE, 2.5),
     ProviderCalled("j", "b", LANE, "ok", 200, 1.5, 70, 8),
+    ToolCalled("j", "b", "look", failed=True, duration_s=0.2),
+    ToolCrashed("look", RuntimeError("no")),
     JobSnoozed("j", "b", "rate_limited", "429", 3.0),
     JobEnded("j", "b", "demo", "succeeded", None, 4.5, 1, 70, 8, 1),
     JobCrashed("j", "b", RuntimeError("no")),
@@ -70,6 +74,7 @@ EXPECTED = {
     'assistq_limiter_waits_total{model="m1",provider="openai"}': 1,
     "assistq_limiter_wait_seconds_sum": 2.5,
     'assistq_webhook_attempts_total{event_type="batch.completed",outcome="delivered"}': 1,
+    'assistq_tool_calls_total{outcome="failed"}': 1,
     "assistq_jobs_recovered_total": 4,
     "assistq_job_crashes_total": 1,
     'assistq_service_faults_total{part="sql"}': 1,

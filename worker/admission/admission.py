@@ -53,8 +53,9 @@ class Admission:
             self._wake.clear()
             try:
                 await self._release()
-            except RedisAway as exc:
-                self._events.emit(ServiceFault(part="redis", error=f"nothing was released: {exc}"))
+            except Exception as exc:  # noqa: BLE001 - a loop that ended in silence would stop this process's work
+                part = "redis" if isinstance(exc, RedisAway) else "admission"
+                self._events.emit(ServiceFault(part=part, error=f"nothing was released: {type(exc).__name__}: {exc}"))
                 await asyncio.sleep(_RETRY_S)
             # Not wait_for: Python 3.11's swallows a cancellation that meets the wake-up.
             with suppress(TimeoutError):

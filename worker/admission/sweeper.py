@@ -47,6 +47,8 @@ class Sweeper:
                 self._events.emit(ServiceFault(part="redis", error=f"sweep: {exc}"))
             except StoreAway as exc:
                 self._events.emit(ServiceFault(part="sql", error=f"sweep: {exc}"))
+            except Exception as exc:  # noqa: BLE001 - a loop that ended in silence would free nobody's jobs
+                self._events.emit(ServiceFault(part="sweeper", error=f"{type(exc).__name__}: {exc}"))
             await asyncio.sleep(SWEEP_EVERY_S)
 
     async def _sweep(self) -> None:

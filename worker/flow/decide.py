@@ -5,11 +5,10 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from schemas.outcome import Code, Failed, InvalidOutput, Outcome, Snoozed, Succeeded
-from schemas.output import OutputSpec
-from worker.flow.output import OutputError, read_output
+from schemas.outcome import Code, Failed, Outcome, Snoozed
 from worker.limits.base import Later, TooLarge
 from worker.providers.errors import (
+    ContentFiltered,
     ContextLengthExceeded,
     KeyRefused,
     ModelUnknown,
@@ -22,7 +21,7 @@ from worker.providers.errors import (
     ServerFault,
     Unreachable,
 )
-from worker.queue.steps import ReplyStep
+from worker.tools.base import ToolsUnavailable
 
 BACKOFF_BASE_S = 0.5
 BACKOFF_CAP_S = 30.0
@@ -32,28 +31,10 @@ WALL_RETRY_S = 30.0
 # What a 429 costs when the provider does not say how long, and the jitter put on top of what it says.
 RATE_LIMITED_RETRY_S = 5.0
 JITTER_S = 1.0
+# A provider that asks for a longer wait is a wall that a person should hear of: a quota of a day, say.
+LONG_WAIT_S = 120.0
 
 Random = Callable[[float, float], float]
-
-
-def decide_reply(reply: ReplyStep, output: OutputSpec | None) -> Outcome:
-    """Judge a provider's reply by the output spec."""
-    if reply.finish_reason == "content_filter":
-        return Failed(code=Code.CONTENT_FILTER, error="the provider's content filter held the answer back")
-    if reply.refusal:
-        return Failed(code=Code.CONTENT_FILTER, error=f"the model refused: {reply.refusal}")
-    if output is None:
-        return Succeeded(output=reply.content)
-    try:
-        return Succeeded(output=read_output(output, reply.content))
-    except OutputError as exc:
-        if reply.finish_reason == "length":
-            return InvalidOutput(
-                code=Code.OUTPUT_CUT_OFF,
-                error=f"the reply was cut off at max_tokens ({exc}); raise max_tokens",
-                raw_reply=reply.content,
-            )
-        return InvalidOutput(code=exc.code, error=str(exc), raw_reply=reply.content)
 
 
 def decide_refusal(answer: Later | TooLarge, *, tokens: int) -> Outcome:
@@ -84,17 +65,21 @@ def decide_error(error: ProviderError, *, attempt: int, max_attempts: int, unifo
             # Positive jitter: coming back before the provider's word is a second 429.
             asked_s = RATE_LIMITED_RETRY_S if error.retry_after_s is None else error.retry_after_s
             delay_s = asked_s + uniform(0, JITTER_S)
-            return Snoozed(delay_s=delay_s, code=Code.RATE_LIMITED, reason=str(error), hold_line=True)
+            long = asked_s > LONG_WAIT_S
+            return Snoozed(delay_s=delay_s, code=Code.RATE_LIMITED, reason=str(error), hold_line=True, fault=long)
+        case ContentFiltered():
+            return Failed(code=Code.CONTENT_FILTER, error=str(error))
         case ContextLengthExceeded():
             return Failed(code=Code.CONTEXT_LENGTH, error=str(error))
         case RequestRefused():
             return Failed(code=Code.REQUEST_REFUSED, error=str(error))
         case ServerFault() | ReplyLost() | ReplyMalformed():
+            code = _code_of(error)
             if attempt >= max_attempts:
-                return Failed(code=Code.ATTEMPTS_EXHAUSTED, error=f"gave up after {attempt} attempts: {error}")
+                return Failed(code=code, error=f"gave up after {attempt} attempts: {error}")
             backoff_s = uniform(0, min(BACKOFF_CAP_S, BACKOFF_BASE_S * 2**attempt))
             delay_s = max(backoff_s, error.retry_after_s or 0.0)
-            return Snoozed(delay_s=delay_s, code=Code.PROVIDER_FAULT, reason=str(error), burns_attempt=True)
+            return Snoozed(delay_s=delay_s, code=code, reason=str(error), burns_attempt=True)
         case _:
             raise AssertionError(f"no decision for {type(error).__name__}") from error
 
@@ -106,6 +91,26 @@ def decide_crash(error: Exception, *, attempt: int, max_attempts: int, uniform: 
         return Failed(code=Code.INTERNAL_ERROR, error=f"gave up after {attempt} attempts: {what}")
     delay_s = uniform(0, min(BACKOFF_CAP_S, BACKOFF_BASE_S * 2**attempt))
     return Snoozed(delay_s=delay_s, code=Code.INTERNAL_ERROR, reason=what, burns_attempt=True)
+
+
+def decide_tools(
+    error: ToolsUnavailable, *, attempt: int, max_attempts: int, uniform: Random = random.uniform
+) -> Outcome:
+    """Judge tools that cannot be offered: a server that is away may come back, a mistake does not mend itself."""
+    if error.configuration or attempt >= max_attempts:
+        return Failed(code=Code.TOOL_UNAVAILABLE, error=str(error))
+    delay_s = uniform(0, min(BACKOFF_CAP_S, BACKOFF_BASE_S * 2**attempt))
+    return Snoozed(delay_s=delay_s, code=Code.TOOL_UNAVAILABLE, reason=str(error), burns_attempt=True)
+
+
+def _code_of(error: ServerFault | ReplyLost | ReplyMalformed) -> Code:
+    match error:
+        case ServerFault():
+            return Code.CONFLICT if error.http_status == 409 else Code.SERVER_FAULT
+        case ReplyLost():
+            return Code.REPLY_LOST
+        case ReplyMalformed():
+            return Code.REPLY_MALFORMED
 
 
 def _wall(code: Code, error: ProviderError, delay_s: float, uniform: Random) -> Snoozed:

@@ -39,15 +39,24 @@ def wire_schema(spec: OutputSpec) -> dict[str, Any]:
             return _in_result({"type": "string", "enum": list(spec.enum or ())})
 
 
-def read_output(spec: OutputSpec, text: str) -> Any:
+def instruction(spec: OutputSpec) -> str:
+    """Return what a model is told that has no structured output of its own."""
+    return (
+        "Answer with one JSON value and nothing else: no explanation, no code fence. "
+        f"It must fit this JSON Schema: {json.dumps(wire_schema(spec), ensure_ascii=False)}"
+    )
+
+
+def read_output(spec: OutputSpec, text: str, *, given: Any = None) -> Any:
     """Return the value of a reply; raises OutputError.
 
-    An enum value is also taken bare: not every provider keeps to the schema.
+    `given` is the value that a hosted assistant read itself; it is checked all the same. An
+    enum value is also taken bare: not every provider keeps to the schema.
     """
-    if spec.type == "enum" and text.strip() in (spec.enum or ()):
+    if given is None and spec.type == "enum" and text.strip() in (spec.enum or ()):
         return text.strip()
     try:
-        value = json.loads(_without_fence(text))
+        value = json.loads(_without_fence(text)) if given is None else given
         # Python reads more than JSON: NaN, 1e999, lone surrogates, which no database takes back.
         json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as exc:

@@ -19,11 +19,13 @@ from worker.flow.prepare import Prepared, prepare
 from worker.flow.settle import result_of, settlement_of
 from worker.queue.leases import Leases
 from worker.queue.queue import Claimed, Hint, JobQueue, StaleJobError
-from worker.queue.steps import ReplyStep, ResultStep
+from worker.queue.steps import ResultStep
 from worker.store.base import Settlement, Store, StoreAway
 
 # How long a finished outcome waits in Redis before SQL is tried again.
 STORE_RETRY_S = 5.0
+# How long a job waits whose end the database refuses.
+UNWRITABLE_RETRY_S = 60.0
 
 
 class Flow:
@@ -38,7 +40,6 @@ class Flow:
         conversation: Conversation,
         clock: Clock,
         events: Events,
-        provider_name: str,
         default_model: str | None,
         max_attempts: int,
     ) -> None:
@@ -49,7 +50,6 @@ class Flow:
         self._conversation = conversation
         self._clock = clock
         self._events = events
-        self._provider_name = provider_name
         self._default_model = default_model
         self._max_attempts = max_attempts
 
@@ -83,7 +83,7 @@ class Flow:
                     job_id=claimed.id,
                     batch_id=claimed.batch_id,
                     workspace=claimed.record.job.workspace,
-                    assistant=claimed.record.job.assistant,
+                    assistant=claimed.record.job.address,
                     epoch=claimed.epoch,
                     waited_s=(claimed.claimed_ms - claimed.enqueued_ms) / 1000,
                     replayed_steps=len(claimed.journal),
@@ -101,7 +101,17 @@ class Flow:
             self._events.emit(JobCrashed(claimed.id, claimed.batch_id, error=exc))
             crash = decide_crash(exc, attempt=claimed.attempts + 1, max_attempts=self._max_attempts)
             left = crash if isinstance(crash, Snoozed) else self._ended(claimed, crash, tried=True)
+            await self._leave_crashed(claimed, left, began_s)
+
+    async def _leave_crashed(self, claimed: Claimed, left: Settlement | Snoozed, began_s: float) -> None:
+        try:
             await self._leave(claimed, left, began_s)
+        except (StaleJobError, RedisAway):
+            raise
+        except Exception as exc:  # noqa: BLE001 - not even its end can be written: wait long, and tell
+            self._events.emit(JobCrashed(claimed.id, claimed.batch_id, error=exc))
+            wait = Snoozed(delay_s=UNWRITABLE_RETRY_S, code=Code.INTERNAL_ERROR, reason=type(exc).__name__)
+            await self._snooze(claimed, wait)
 
     async def _leave(self, claimed: Claimed, next_step: Settlement | JobResult | Snoozed, began_s: float) -> None:
         match next_step:
@@ -116,30 +126,28 @@ class Flow:
         """Return what is to be settled, the result that stands already, or a wait."""
         kept = next((step.result for step in claimed.journal if isinstance(step, ResultStep)), None)
         if kept is not None:
-            return settlement_of(claimed, kept, replies=_replies(claimed))
+            return settlement_of(claimed, kept, steps=claimed.journal)
         try:
             context = await self._store.context(claimed.record)
         except StoreAway as away:
             return Snoozed(delay_s=STORE_RETRY_S, code=Code.STORE_AWAY, reason=str(away))
         if context.settled is not None:
             return context.settled
-        prepared = prepare(
-            claimed.record, context, provider_name=self._provider_name, default_model=self._default_model
-        )
+        prepared = prepare(claimed.record, context, default_model=self._default_model)
         if not isinstance(prepared, Prepared):
             return self._ended(claimed, prepared)
         conversed = await self._conversation.run(claimed, prepared)
         if isinstance(conversed.outcome, Snoozed):
             return conversed.outcome
-        replies = conversed.replies
-        result = result_of(claimed, conversed.outcome, prepared=prepared, replies=replies, now=self._clock.now())
-        return settlement_of(claimed, result, replies=replies)
+        steps = conversed.steps
+        result = result_of(claimed, conversed.outcome, prepared=prepared, steps=steps, now=self._clock.now())
+        return settlement_of(claimed, result, steps=steps)
 
     def _ended(self, claimed: Claimed, outcome: Final, *, tried: bool = False) -> Settlement:
         """Settle a job that ended without a conversation; replies that it bought before still count."""
-        replies = _replies(claimed)
-        result = result_of(claimed, outcome, prepared=None, replies=replies, now=self._clock.now(), tried=tried)
-        return settlement_of(claimed, result, replies=replies)
+        steps = claimed.journal
+        result = result_of(claimed, outcome, prepared=None, steps=steps, now=self._clock.now(), tried=tried)
+        return settlement_of(claimed, result, steps=steps)
 
     async def _settle(self, claimed: Claimed, settlement: Settlement, began_s: float) -> None:
         try:
@@ -179,7 +187,3 @@ class Flow:
                 claimed.id, claimed.batch_id, code=snoozed.code.value, reason=snoozed.reason, delay_s=snoozed.delay_s
             )
         )
-
-
-def _replies(claimed: Claimed) -> tuple[ReplyStep, ...]:
-    return tuple(step for step in claimed.journal if isinstance(step, ReplyStep))

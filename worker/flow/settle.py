@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 
-from schemas.chat import Message, Usage
+from schemas.chat import Usage
 from schemas.outcome import Failed, Final, InvalidOutput, Status, Succeeded, status_of
 from schemas.result import JobResult
+from worker.flow.moves import replies, turn
 from worker.flow.prepare import Prepared
 from worker.queue.queue import Claimed
-from worker.queue.steps import ReplyStep
+from worker.queue.steps import AnyStep
 from worker.store.base import Settlement
 
 
@@ -18,7 +20,7 @@ def result_of(
     outcome: Final,
     *,
     prepared: Prepared | None,
-    replies: tuple[ReplyStep, ...],
+    steps: tuple[AnyStep, ...],
     now: datetime,
     tried: bool = True,
 ) -> JobResult:
@@ -26,39 +28,64 @@ def result_of(
 
     `tried` says whether this run was an attempt, which counts.
     """
-    record = claimed.record
-    usage = sum((reply.usage for reply in replies), Usage())
-    succeeded = isinstance(outcome, Succeeded)
-    faulty = outcome if isinstance(outcome, Failed | InvalidOutput) else None
+    record, bought = claimed.record, replies(steps)
+    usage = sum((reply.usage for reply in bought), Usage())
+    last = bought[-1] if bought else None
     return JobResult(
         job_id=record.id,
         batch_id=record.batch_id,
         row=record.row,
         custom_id=record.job.custom_id,
         status=status_of(outcome),
-        output=outcome.output if isinstance(outcome, Succeeded) else None,
-        assistant=record.job.assistant,
+        assistant=record.job.address,
         version=prepared.assistant.version if prepared else record.job.version,
-        # A failed job makes no thread; one that was to continue a thread still names it.
-        thread_id=record.job.thread_id or (f"thread_{record.id}" if succeeded else None),
-        model=replies[-1].model if replies else (prepared.request.model if prepared else None),
-        requests=len(replies),
+        thread_id=_thread_id(claimed, outcome),
+        model=last.model if last else (prepared.model if prepared else None),
+        finish_reason=last.finish_reason if last else None,
+        requests=len(bought),
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
         attempts=claimed.attempts + tried,
-        error_code=faulty.code.value if faulty else None,
-        error=faulty.error if faulty else None,
-        raw_reply=outcome.raw_reply if isinstance(outcome, InvalidOutput) else None,
+        choices=(last.content, *last.alternatives) if last and last.alternatives else (),
+        retrieved=last.retrieved if last else (),
         finished_at=now,
+        **_end(outcome),
     )
 
 
-def settlement_of(claimed: Claimed, result: JobResult, *, replies: tuple[ReplyStep, ...]) -> Settlement:
+def settlement_of(claimed: Claimed, result: JobResult, *, steps: tuple[AnyStep, ...]) -> Settlement:
     """Return what the store must write; a thread gets this job's turn only if the job succeeded."""
     record = claimed.record
-    turn: tuple[Message, ...] = ()
-    if result.status is Status.SUCCEEDED:
-        turn = (*record.job.messages, Message(role="assistant", content=replies[-1].content))
+    keeps_turn = result.status is Status.SUCCEEDED and result.thread_id is not None
+    refs = [(reply.provider, reply.thread_ref) for reply in replies(steps) if reply.thread_ref]
     return Settlement(
-        record=record, epoch=claimed.epoch, enqueued_ms=claimed.enqueued_ms, result=result, new_messages=turn
+        record=record,
+        epoch=claimed.epoch,
+        enqueued_ms=claimed.enqueued_ms,
+        result=result,
+        new_messages=turn(record.job.messages, steps) if keeps_turn else (),
+        provider_ref=refs[-1] if refs else None,
     )
+
+
+def _thread_id(claimed: Claimed, outcome: Final) -> str | None:
+    """Return the thread of the job: a failed one makes none, but names the one that it was to continue.
+
+    Nothing is kept of a job that is not to be recorded, unless it names a thread.
+    """
+    job = claimed.record.job
+    if job.thread_id is not None:
+        return job.thread_id
+    return f"thread_{claimed.record.id}" if isinstance(outcome, Succeeded) and not job.do_not_record else None
+
+
+def _end(outcome: Final) -> dict[str, Any]:
+    match outcome:
+        case Succeeded():
+            return {"output": outcome.output, "tool_calls": outcome.tool_calls}
+        case InvalidOutput():
+            return {"error_code": outcome.code.value, "error": outcome.error, "raw_reply": outcome.raw_reply}
+        case Failed():
+            return {"error_code": outcome.code.value, "error": outcome.error}
+        case _:
+            return {}

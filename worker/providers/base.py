@@ -2,35 +2,94 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
 
-from schemas.chat import Message, Usage
+from schemas.chat import Message, ToolCall, Usage
+from schemas.output import OutputSpec
+from schemas.tool import ToolChoice
+from worker.tools.base import ToolDefinition
+
+StructuredOutput = Literal["native", "instructed"]
+
+
+@dataclass(frozen=True, slots=True)
+class HostedCall:
+    """What a hosted assistant needs beyond a chat: it holds its own instructions, template and tools.
+
+    `assistant` is its id at the service (None: `name`, `instructions`, already rendered, and
+    the parameters of the request describe a temporary one). `thread_ref` is the service's
+    own name for the conversation, from an earlier reply. `new_messages` are those that the
+    service has not seen: one that keeps threads is not sent the history again; without a
+    `thread_ref` they are the whole conversation. `keep_thread` False asks it to keep
+    nothing, where it can. `model` is what the assistant or the job names; None leaves the
+    choice to the service, and the request's own `model` only names the lane then.
+    """
+
+    assistant: str | None
+    name: str
+    instructions: str
+    description: str
+    variables: dict[str, Any]
+    new_messages: tuple[Message, ...]
+    output: OutputSpec | None
+    thread_ref: str | None
+    max_steps: int
+    metadata: dict[str, str | int | float | bool]
+    do_not_record: bool
+    keep_thread: bool = True
+    model: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """One chat completion to buy. None leaves a parameter to the provider's default."""
+    """One completion to buy. None leaves a parameter to the provider's default.
+
+    `response_schema` is sent as the provider's native structured output; `response_format`
+    is what the job itself asked for, word for word. `step_id` names this call for ever: a
+    provider that knows idempotency keys gets it as one.
+    """
 
     model: str
     messages: tuple[Message, ...]
     response_schema: dict[str, Any] | None = None
+    response_format: dict[str, Any] | None = None
     max_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
     seed: int | None = None
     stop: tuple[str, ...] | None = None
+    n: int | None = None
+    tools: tuple[ToolDefinition, ...] = ()
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    user: str | None = None
+    step_id: str | None = None
+    hosted: HostedCall | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ChatReply:
-    """What the provider answered; `usage` is its own count, `refusal` its own word for no."""
+    """What the provider answered; `usage` is its own count (None: it does not count), `refusal` its word for no.
+
+    `alternatives` are the texts of the choices after the first. A hosted assistant may also
+    return its thread's name, the messages it exchanged with its own tools (before the
+    answer), the structured `output` it read itself, and passages that it retrieved.
+    """
 
     content: str
     finish_reason: str | None
     model: str
-    usage: Usage
+    usage: Usage | None
     refusal: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    alternatives: tuple[str, ...] = ()
+    thread_ref: str | None = None
+    exchanged: tuple[Message, ...] = ()
+    output: Any = None
+    retrieved: tuple[dict[str, Any], ...] = field(default=())
 
 
 class Provider(Protocol):
@@ -39,6 +98,11 @@ class Provider(Protocol):
     @property
     def name(self) -> str:
         """Return the name that lanes, metrics and messages use."""
+        ...
+
+    @property
+    def hosts_assistants(self) -> bool:
+        """Return whether a request needs `hosted`, and the service runs its own tools."""
         ...
 
     async def complete(self, request: ChatRequest) -> ChatReply:

@@ -4,17 +4,21 @@
     ├── Unreachable       no connection: certainly not sent
     ├── KeyRefused        401, 403
     ├── ModelUnknown      404; 405 and 3xx, which a wrong base URL gets
-    ├── QuotaExhausted    402, and 429 that says the account has no credit left
+    ├── QuotaExhausted    402, and a 429 (or other refusal) that says the account has no credit left
     ├── RateLimited       429
     ├── RequestRefused    400, 413, 422, …: sending it again changes nothing
-    │   └── ContextLengthExceeded
+    │   ├── ContextLengthExceeded
+    │   ├── ContentFiltered              the prompt, by the provider's content filter
+    │   ├── StructuredOutputUnsupported  `response_format`, by this model or with this schema
+    │   ├── ToolsUnsupported             tools, by this model or service
+    │   └── ThreadUnknown                the thread that was to be continued
     ├── ServerFault       408, 409, 425, 5xx
     ├── ReplyLost         sent, and then a time-out or a cut connection: its fate is unknown
     └── ReplyMalformed    a 2xx without a usable completion in it
 
 `worker/flow/decide.py` alone says which of them are tried again. `certainly_not_charged`
 tells whether the tokens that were reserved may be given back, `certainly_not_sent` whether
-the request may be too.
+the request may be too. Which answer becomes which error: http_errors.py.
 """
 
 from __future__ import annotations
@@ -27,9 +31,14 @@ class ProviderError(Exception):
     certainly_not_sent = False
 
     def __init__(self, message: str, *, http_status: int | None = None, retry_after_s: float | None = None) -> None:
-        """Keep the provider's words, its HTTP status and the wait that it asked for, where there are such."""
+        """Keep the provider's words, its HTTP status and the wait that it asked for, where there are such.
+
+        `thread_ref` is the name of the thread at a hosted assistant, where even its failure
+        named one.
+        """
         self.http_status = http_status
         self.retry_after_s = retry_after_s
+        self.thread_ref: str | None = None
         super().__init__(message)
 
 
@@ -70,6 +79,22 @@ class RequestRefused(ProviderError):  # noqa: N818
 
 class ContextLengthExceeded(RequestRefused):
     """The prompt and the completion do not fit the model's context."""
+
+
+class ContentFiltered(RequestRefused):
+    """The provider's content filter held the prompt back."""
+
+
+class StructuredOutputUnsupported(RequestRefused):
+    """The model takes no `response_format`, or not with this schema; the same can be asked for by instruction."""
+
+
+class ToolsUnsupported(RequestRefused):
+    """The model or the service takes no tools from its caller."""
+
+
+class ThreadUnknown(RequestRefused):
+    """The service does not have the thread that was to be continued."""
 
 
 class ServerFault(ProviderError):  # noqa: N818

@@ -13,13 +13,15 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
+from pydantic import ValidationError
 from redis.asyncio import Redis
 
 from schemas import names
 from schemas.job import JobRecord
 from schemas.result import JobResult
 from worker.errors import redis_away
-from worker.queue.steps import ReplyStep, ResultStep, parse_step
+from worker.queue.steps import AnyStep, parse_step
+from worker.queue.unreadable import unreadable
 
 # A worker that stops renewing loses its jobs after this long.
 LEASE_S = 6.0
@@ -57,7 +59,7 @@ class Claimed:
     attempts: int
     enqueued_ms: int
     claimed_ms: int
-    journal: tuple[ReplyStep | ResultStep, ...]
+    journal: tuple[AnyStep, ...]
 
     @property
     def hint(self) -> Hint:
@@ -120,14 +122,19 @@ class JobQueue:
         )
         if reply is None:
             return None
-        record, attempts, enqueued_ms, now_ms, *journal = reply
+        raw, attempts, enqueued_ms, now_ms, *entries = reply
+        try:
+            record, journal = JobRecord.model_validate_json(raw), tuple(parse_step(entry) for entry in entries)
+        except ValidationError as exc:
+            # Written by another release, say. It must end, or it would come back for ever.
+            record, journal = unreadable(hint.job_id, raw, exc), ()
         return Claimed(
-            record=JobRecord.model_validate_json(record),
+            record=record,
             epoch=hint.epoch,
             attempts=int(attempts),
             enqueued_ms=int(enqueued_ms),
             claimed_ms=int(now_ms),
-            journal=tuple(parse_step(step) for step in journal),
+            journal=journal,
         )
 
     async def give_back(self, hint: Hint) -> bool:
@@ -142,10 +149,11 @@ class JobQueue:
             args += [hint.job_id, hint.epoch]
         return {_text(job_id) for job_id in await self._run("renew", [names.LEASES], args)}
 
-    async def append(self, claimed: Claimed, step: ReplyStep | ResultStep) -> None:
-        """Append a finished step to the job's journal; raises StaleJobError."""
+    async def append(self, claimed: Claimed, step: AnyStep, *, index: int | None = None) -> None:
+        """Append a finished step to the job's journal, as its `index`-th if that is known; raises StaleJobError."""
         keys = [names.job(claimed.id), names.journal(claimed.id)]
-        if not await self._run("append", keys, [claimed.epoch, step.model_dump_json()]):
+        args = [claimed.epoch, step.model_dump_json(), -1 if index is None else index]
+        if not await self._run("append", keys, args):
             raise StaleJobError(claimed.id, at="journal")
 
     async def snooze(self, claimed: Claimed, *, delay_s: float, burns_attempt: bool, hold_line: bool) -> None:
@@ -163,7 +171,7 @@ class JobQueue:
             claimed.epoch,
             result.status.value,
             result.model_dump_json(),
-            names.RESULT_TTL_S,
+            names.UNRECORDED_RESULT_TTL_S if claimed.record.job.do_not_record else names.RESULT_TTL_S,
             result.requests,
             result.prompt_tokens,
             result.completion_tokens,
@@ -172,8 +180,10 @@ class JobQueue:
             raise StaleJobError(claimed.id, at="finish")
 
     async def sweep(self, limit: int = 500) -> Swept:
-        """Return lost and due jobs to their lines."""
-        recovered, due = await self._run("sweep", [names.LEASES, names.SNOOZED], [limit])
+        """Return lost and due jobs to their lines; after a time without sweeps, lost ones get a lease more."""
+        recovered, due = await self._run(
+            "sweep", [names.LEASES, names.SNOOZED, names.SWEPT], [limit, int(LEASE_S * 1000)]
+        )
         return Swept(recovered=int(recovered), due=int(due))
 
     async def ending_batches(self) -> dict[str, dict[str, str]]:

@@ -2,25 +2,54 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from schemas.chat import Usage
+from schemas.assistant import ProviderKind
+from schemas.chat import Message, ToolCall, Usage
 from schemas.result import JobResult
 
 
 class ReplyStep(BaseModel):
-    """A provider's reply: paid for, and so never asked for again."""
+    """A provider's reply: paid for, and so never asked for again.
+
+    `usage` is the provider's count, nothing where it does not count. The last
+    four fields are a hosted assistant's, see providers/base.py ChatReply.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     kind: Literal["reply"] = "reply"
+    provider: ProviderKind = "openai"
     content: str
     finish_reason: str | None
     refusal: str | None = None
     model: str
     usage: Usage
+    tool_calls: tuple[ToolCall, ...] = ()
+    alternatives: tuple[str, ...] = ()
+    thread_ref: str | None = None
+    exchanged: tuple[Message, ...] = ()
+    output: Any = None
+    retrieved: tuple[dict[str, Any], ...] = ()
+
+    def message(self) -> Message:
+        """Return the reply as a message of the conversation."""
+        return Message(
+            role="assistant",
+            content=self.content if self.content or not self.tool_calls else None,
+            tool_calls=self.tool_calls,
+        )
+
+
+class ToolsStep(BaseModel):
+    """The answers to one reply's tool calls, in the order of the calls: tools are not run again."""
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: Literal["tools"] = "tools"
+    answers: tuple[Message, ...]
 
 
 class ResultStep(BaseModel):
@@ -32,11 +61,12 @@ class ResultStep(BaseModel):
     result: JobResult
 
 
-Step = Annotated[ReplyStep | ResultStep, Field(discriminator="kind")]
+AnyStep = ReplyStep | ToolsStep | ResultStep
+Step = Annotated[AnyStep, Field(discriminator="kind")]
 
-_ADAPTER: TypeAdapter[ReplyStep | ResultStep] = TypeAdapter(Step)
+_ADAPTER: TypeAdapter[AnyStep] = TypeAdapter(Step)
 
 
-def parse_step(text: bytes | str) -> ReplyStep | ResultStep:
+def parse_step(text: bytes | str) -> AnyStep:
     """Read one entry of a journal."""
     return _ADAPTER.validate_json(text)

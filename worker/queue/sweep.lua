@@ -1,6 +1,10 @@
 -- Return jobs to their lines: those whose lease has ended, and those whose wait is over.
 --
--- KEYS[1] aq:leases  KEYS[2] aq:snoozed   ARGV[1] most jobs of each kind to move now
+-- KEYS[1] aq:leases  KEYS[2] aq:snoozed  KEYS[3] aq:swept, when the last sweep was
+-- ARGV[1] most jobs of each kind to move now, ARGV[2] lease in ms
+--
+-- Nobody could renew a lease while this server was away. So after a time without any sweep the
+-- leases that ended meanwhile are given once more: a worker that lives keeps its calls in flight.
 --
 -- A job whose lease ended gets a higher epoch at once, so that whatever its lost worker still
 -- wants to write is refused. Returns {recovered, due}.
@@ -17,6 +21,14 @@ local function back_to_line(id)
     if redis.call('SADD', 'aq:lines:in', line) == 1 then
       redis.call('RPUSH', 'aq:lines', line)
     end
+  end
+end
+
+local swept_ms = tonumber(redis.call('GET', KEYS[3]) or now_ms)
+redis.call('SET', KEYS[3], now_ms)
+if now_ms - swept_ms > tonumber(ARGV[2]) / 2 then
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now_ms)) do
+    redis.call('ZADD', KEYS[1], now_ms + tonumber(ARGV[2]), id)
   end
 end
 

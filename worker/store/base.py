@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from schemas.assistant import AssistantConfig
@@ -18,10 +19,10 @@ class StoreAway(Exception):  # noqa: N818 - the name says what happened
 
 @dataclass(frozen=True, slots=True)
 class StoredAssistant:
-    """A version of an assistant."""
+    """A version of an assistant; an inline one has no number."""
 
     config: AssistantConfig
-    version: int
+    version: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +30,14 @@ class JobContext:
     """What SQL knows that a job needs: read in one transaction.
 
     `settled` is set when a job of this id ended before, whoever ran it. `history` are the
-    messages of its thread, oldest first.
+    turns of its thread, oldest first: the messages that one job left. `provider_refs` are
+    the names that hosted assistants gave the thread.
     """
 
     settled: JobResult | None
     assistant: StoredAssistant | None
-    history: tuple[Message, ...]
+    history: tuple[tuple[Message, ...], ...] = ()
+    provider_refs: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,8 @@ class Settlement:
     """All that one job leaves behind.
 
     `new_messages` are this job's turn of the thread: what was asked and what was answered;
-    empty unless it succeeded, so that no half turn is kept.
+    empty unless it succeeded, so that no half turn is kept. `provider_ref` is (provider, its
+    name for the thread), where it gave one.
     """
 
     record: JobRecord
@@ -50,6 +54,7 @@ class Settlement:
     enqueued_ms: int
     result: JobResult
     new_messages: tuple[Message, ...]
+    provider_ref: tuple[str, str] | None = None
 
 
 class Store(Protocol):

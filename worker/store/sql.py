@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from itertools import groupby
 from typing import Any, TypeVar
 
 from sqlalchemy import Engine, func
@@ -83,36 +84,44 @@ class SqlStore:
     def _context(self, session: Session, record: JobRecord) -> JobContext:
         row = session.get(Job, record.id)
         if row is not None:
-            return JobContext(settled=row.result(), assistant=None, history=())
-        return JobContext(settled=None, assistant=self._assistant(session, record), history=_history(session, record))
+            return JobContext(settled=row.result(), assistant=None)
+        thread_id = record.job.thread_id
+        thread = None if thread_id is None else session.get(Thread, (record.job.workspace, thread_id))
+        return JobContext(
+            settled=None,
+            assistant=self._assistant(session, record),
+            history=_history(session, thread) if thread else (),
+            provider_refs=dict(thread.provider_refs) if thread else {},
+        )
 
     def _assistant(self, session: Session, record: JobRecord) -> StoredAssistant | None:
         job = record.job
+        if job.inline is not None:
+            return StoredAssistant(config=job.inline.to_config(), version=None)
         version = job.version
         if version is None:
-            pointer = session.get(AssistantEnvironment, (job.assistant, job.environment))
+            pointer = session.get(AssistantEnvironment, (job.address, job.environment))
             if pointer is None:
                 return None
             version = pointer.version
-        known = self._versions.get((job.assistant, version))
+        known = self._versions.get((job.address, version))
         if known is None:
-            row = session.get(AssistantVersion, (job.assistant, version))
+            row = session.get(AssistantVersion, (job.address, version))
             if row is None:
                 return None
             known = StoredAssistant(config=AssistantConfig.model_validate(row.config), version=version)
-            self._versions[job.assistant, version] = known
+            self._versions[job.address, version] = known
         return known
 
 
-def _history(session: Session, record: JobRecord) -> tuple[Message, ...]:
-    if record.job.thread_id is None:
-        return ()
+def _history(session: Session, thread: Thread) -> tuple[tuple[Message, ...], ...]:
     query = (
         select(ThreadMessage)
-        .where(ThreadMessage.workspace == record.job.workspace, ThreadMessage.thread_id == record.job.thread_id)
+        .where(ThreadMessage.workspace == thread.workspace, ThreadMessage.thread_id == thread.id)
         .order_by(col(ThreadMessage.position))
     )
-    return tuple(Message.model_validate({"role": row.role, "content": row.content}) for row in session.exec(query))
+    turns = groupby(session.exec(query), key=lambda row: row.job_id)
+    return tuple(tuple(Message.model_validate(row.message) for row in rows) for _, rows in turns)
 
 
 def _settle(session: Session, settlement: Settlement) -> JobResult:
@@ -131,10 +140,13 @@ def _settle(session: Session, settlement: Settlement) -> JobResult:
 def _append_turn(session: Session, settlement: Settlement, thread_id: str) -> None:
     workspace = settlement.record.job.workspace
     now = settlement.result.finished_at
-    if session.get(Thread, (workspace, thread_id)) is None:
-        session.add(Thread(workspace=workspace, id=thread_id, created_at=now))
+    ref = dict([settlement.provider_ref]) if settlement.provider_ref else {}
+    thread = session.get(Thread, (workspace, thread_id))
+    if thread is None:
+        session.add(Thread(workspace=workspace, id=thread_id, provider_refs=ref, created_at=now))
         last = -1
     else:
+        thread.provider_refs = {**thread.provider_refs, **ref}
         last = session.exec(
             select(func.coalesce(func.max(ThreadMessage.position), -1)).where(
                 ThreadMessage.workspace == workspace, ThreadMessage.thread_id == thread_id
@@ -148,7 +160,8 @@ def _append_turn(session: Session, settlement: Settlement, thread_id: str) -> No
                 position=position,
                 job_id=settlement.record.id,
                 role=message.role,
-                content=message.content,
+                content=message.text,
+                message=message.model_dump(mode="json", exclude_defaults=True),
                 created_at=now,
             )
         )
@@ -202,15 +215,18 @@ def _end_batch(session: Session, status: BatchStatus) -> None:
 
 
 def _job_row(settlement: Settlement) -> Job:
-    record, result = settlement.record, settlement.result
-    values: dict[str, Any] = result.model_dump(exclude={"job_id", "status"})
+    record = settlement.record
+    result = settlement.result.without_content() if record.job.do_not_record else settlement.result
+    values: dict[str, Any] = result.model_dump(mode="python", exclude={"job_id", "status"})
+    for name in ("tool_calls", "choices", "retrieved"):
+        values[name] = list(values[name]) or None
     return Job(
         id=record.id,
         workspace=record.job.workspace,
         status=result.status.value,
         epoch=settlement.epoch,
-        variables=record.job.variables,
-        job_metadata=record.job.metadata,
+        variables={} if record.job.do_not_record else record.job.variables,
+        job_metadata={} if record.job.do_not_record else record.job.metadata,
         enqueued_at=datetime.fromtimestamp(settlement.enqueued_ms / 1000, UTC),
         **values,
     )

@@ -1,0 +1,1 @@
+"""Reaching addresses that users chose: what may be connected to, and a transport that keeps to it."""

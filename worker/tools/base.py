@@ -1,0 +1,73 @@
+"""What the flow asks of tools."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from schemas.chat import ToolCall
+from schemas.tool import ToolSpec
+
+
+@dataclass(frozen=True, slots=True)
+class ToolDefinition:
+    """What a model is told of a tool; `parameters` is a JSON Schema."""
+
+    name: str
+    description: str
+    parameters: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ToolAnswer:
+    """What a call came to, as text for the model; a failure is an answer too."""
+
+    call_id: str
+    name: str
+    content: str
+    failed: bool
+    began_s: float
+    ended_s: float
+
+
+class ToolsUnavailable(Exception):  # noqa: N818 - the name says what happened
+    """The tools of an assistant cannot be offered: one is not installed, or its server does not answer.
+
+    `configuration` tells a mistake that only a person can mend from a server that may come back.
+    """
+
+    def __init__(self, message: str, *, configuration: bool) -> None:
+        """Keep whether trying again is of use."""
+        self.configuration = configuration
+        super().__init__(message)
+
+
+class Tools(Protocol):
+    """The tools of one job, ready to be called."""
+
+    @property
+    def definitions(self) -> tuple[ToolDefinition, ...]:
+        """Return what the model is offered, tools of the caller included."""
+        ...
+
+    def is_the_callers(self, name: str) -> bool:
+        """Return whether a call of this name ends the job, for its caller to answer."""
+        ...
+
+    async def run(self, calls: Sequence[ToolCall]) -> tuple[ToolAnswer, ...]:
+        """Run the calls in parallel, each within its time limit; answers come in the order of the calls.
+
+        Never raises for what a tool does: an unknown name, arguments that are no JSON or do
+        not fit the parameters, an error and a time-out are answers to the model.
+        """
+        ...
+
+
+class Toolbox(Protocol):
+    """Makes an assistant's tools ready; servers may be shared by the jobs of a process."""
+
+    def open(self, specs: Sequence[ToolSpec], *, workspace: str) -> AbstractAsyncContextManager[Tools]:
+        """Make them ready for one job; raises ToolsUnavailable."""
+        ...
