@@ -172,11 +172,6 @@ def batch_json(status: BatchStatus) -> dict[str, Any]:
     return {**status.model_dump(mode="json"), "finished": status.finished}
 
 
-def is_interactive() -> bool:
-    """Return whether a person sits before both ends."""
-    return sys.stdin.isatty() and err.is_terminal
-
-
 def _excerpt(output: Any) -> str:
     text = output if isinstance(output, str) else "" if output is None else json.dumps(output, ensure_ascii=False)
     return text if len(text) <= _OUTPUT_MAX_CHARS else text[: _OUTPUT_MAX_CHARS - 1] + "…"

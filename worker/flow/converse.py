@@ -223,11 +223,12 @@ class Conversation:
             await self._limiter.settle(lane, grant, used_tokens=0, fault_over=not wall)
         if isinstance(error, StructuredOutputUnsupported):
             return error
-        if isinstance(outcome, Snoozed) and outcome.hold_line:
-            # The wall is the lane's: one cool-down for all its lines and workers.
-            await self._limiter.cool_down(lane, delay_s=outcome.delay_s)
-        if isinstance(outcome, Snoozed) and outcome.fault:
-            await self._limiter.fault(lane, code=outcome.code, reason=outcome.reason)
+        if isinstance(outcome, Snoozed):
+            if outcome.hold_line:
+                # The wall is the lane's: one cool-down for all its lines and workers.
+                await self._limiter.cool_down(lane, delay_s=outcome.delay_s)
+            if wall:
+                await self._limiter.fault(lane, code=outcome.code, reason=outcome.reason)
         return outcome
 
     def _tell(

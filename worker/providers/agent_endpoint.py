@@ -26,8 +26,6 @@ class AgentEndpoint:
     passages that the agent found.
     """
 
-    hosts_assistants = True
-
     def __init__(
         self,
         client: httpx.AsyncClient,

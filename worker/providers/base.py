@@ -100,11 +100,6 @@ class Provider(Protocol):
         """Return the name that lanes, metrics and messages use."""
         ...
 
-    @property
-    def hosts_assistants(self) -> bool:
-        """Return whether a request needs `hosted`, and the service runs its own tools."""
-        ...
-
     async def complete(self, request: ChatRequest) -> ChatReply:
         """Buy one completion."""
         ...

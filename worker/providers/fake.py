@@ -12,7 +12,6 @@ class FakeProvider:
     """Gives each answer of its script once, in order, and remembers the requests."""
 
     name = "fake"
-    hosts_assistants = False
 
     def __init__(self, script: Iterable[ChatReply | ProviderError]) -> None:
         """Take the answers; asking for one more than there are is an AssertionError."""

@@ -45,8 +45,6 @@ class Langdock:
     assistant is a stored one.
     """
 
-    hosts_assistants = True
-
     def __init__(
         self,
         client: httpx.AsyncClient,

@@ -27,8 +27,6 @@ class Langtail:
     parameter of this API and is left out.
     """
 
-    hosts_assistants = True
-
     def __init__(self, client: httpx.AsyncClient, *, base_url: str, api_key: str | None, stream: bool = False) -> None:
         """Use this client for all calls; with `stream` the service is asked to stream its answers."""
         self._client = client

@@ -18,8 +18,6 @@ __all__ = ["OpenAICompatible", "http_client"]
 class OpenAICompatible:
     """A provider at a base URL such as `https://host/v1`, with or without a key."""
 
-    hosts_assistants = False
-
     def __init__(self, client: httpx.AsyncClient, *, base_url: str, api_key: str | None) -> None:
         """Use this client for all calls; its limits must allow as many connections as there are jobs in flight."""
         self._client = client

@@ -30,8 +30,6 @@ _TEXT = {"type": "string"}
 class SchemaTools:
     """A provider around another one, which needs to know only structured output."""
 
-    hosts_assistants = False
-
     def __init__(self, provider: Provider) -> None:
         """Ask this provider."""
         self._provider = provider
