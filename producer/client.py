@@ -8,7 +8,6 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import resources
 from itertools import islice
 from typing import Any, TypeVar, cast
 
@@ -16,12 +15,14 @@ import redis
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
+from producer.lanes import Lanes
 from schemas import names
 from schemas.batch import BatchStatus
 from schemas.errors import ProducerError, ResultTimeout
-from schemas.job import InvokeJob, JobRecord, Rejection
+from schemas.job import PRIORITY_MARKS, InvokeJob, JobRecord, Rejection
 from schemas.lane import Lane, LaneFault
 from schemas.result import JobResult
+from schemas.scripts import read_script
 from schemas.settings import Settings
 from schemas.webhook import checked_url
 
@@ -53,8 +54,8 @@ class Producer:
     def __init__(self, connection: redis.Redis) -> None:
         """Use this connection pool; replies may be bytes or text."""
         self._redis = connection
-        self._enqueue_script = connection.register_script(_lua("enqueue.lua"))
-        self._seal_script = connection.register_script(_lua("seal.lua"))
+        self._enqueue_script = connection.register_script(read_script("producer", "enqueue.lua"))
+        self._seal_script = connection.register_script(read_script("producer", "seal.lua"))
         self._flushes = True
 
     @classmethod
@@ -151,19 +152,24 @@ class Producer:
         return None if stored is None else LaneFault.model_validate_json(stored)
 
     def forget_lane_faults(self, job: InvokeJob) -> None:
-        """Let the job's line, and its workspace's lanes that stand still, be tried at once.
+        """Let the lanes of the job's workspace that stand still be tried at once.
 
         For whoever has just removed the wall: a new key, a provider that is back.
         """
         with _answers(), self._redis.pipeline(transaction=True) as pipe:
             stored = cast("dict[bytes, bytes]", self._redis.hgetall(names.FAULTS))
-            pipe.delete(names.hold(job.line))
             for lane, fault in stored.items():
                 if LaneFault.model_validate_json(fault).workspace == job.workspace:
                     pipe.hdel(names.FAULTS, lane)
                     pipe.hdel(names.limit(_text(lane)), "cool_until_us")
+                    pipe.zadd(names.PARKED, {lane: 0}, xx=True)
             pipe.publish(names.WAKE_CHANNEL, "faults forgotten")
             pipe.execute()
+
+    @property
+    def lanes(self) -> Lanes:
+        """Return the lanes, to look at and to stop."""
+        return Lanes(self._redis)
 
     def open_batches(self) -> list[BatchStatus]:
         """Return the batches that have not ended, oldest first."""
@@ -213,7 +219,8 @@ class Producer:
         for record in records:
             job = record.job
             row = "" if record.row is None else record.row
-            args += [record.id, _compact(record), job.line, job.workspace, job.thread_id or "", row]
+            mark = PRIORITY_MARKS[record.priority]
+            args += [record.id, _compact(record), mark, job.route, job.workspace, job.thread_id or "", row]
         with self._redis.pipeline(transaction=False) as pipe:
             self._enqueue_script(keys=[], args=args, client=pipe)
             self._execute(pipe, flush=flush)
@@ -296,6 +303,18 @@ class BatchHandle:
             return None
         return BatchStatus.from_fields(self.id, {_text(key): _text(value) for key, value in fields.items()})
 
+    def pause(self) -> None:
+        """Start no more of its jobs until it is resumed; those that run go on."""
+        Lanes(self._redis).stop("pause", "batch", self.id)
+
+    def resume(self) -> None:
+        """Start its jobs again."""
+        Lanes(self._redis).stop("resume", "batch", self.id)
+
+    def cancel(self) -> None:
+        """End its jobs as cancelled: those that wait now, those that run at their next step; it takes no more rows."""
+        Lanes(self._redis).stop("cancel", "batch", self.id)
+
     def wait(self, *, timeout_s: float | None = None) -> BatchStatus:
         """Wait until the batch has ended and its row is in SQL; return its final counts."""
         for status in self._watch(interval_s=1.0, timeout_s=timeout_s):
@@ -373,10 +392,6 @@ def _record(item: InvokeJob | RejectedRow, *, batch_id: str, row: int) -> JobRec
 
 def _compact(record: JobRecord) -> str:
     return record.model_dump_json(exclude_defaults=True, by_alias=True)
-
-
-def _lua(name: str) -> str:
-    return resources.files("producer").joinpath(name).read_text("utf-8")
 
 
 def _text(value: bytes | str) -> str:

@@ -32,6 +32,8 @@ from schemas.database import engine_for, ensure_tables
 from schemas.settings import Settings
 from worker import actors, logs
 from worker.admission.admission import Admission
+from worker.admission.drainer import Drainer
+from worker.admission.releases import Releases
 from worker.admission.sweeper import Sweeper
 from worker.clock import Clock, end
 from worker.errors import RedisAway, redis_away
@@ -179,7 +181,13 @@ class Runtime(Middleware):
         sender = WebhookSender(webhooks, deliveries=deliveries, events=events)
         process = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         admission = Admission(
-            process=process, capacity=threads, queue=queue, redis=redis, send=self._send_jobs, events=events
+            process=process,
+            capacity=threads,
+            queue=queue,
+            releases=Releases(redis),
+            redis=redis,
+            send=self._send_jobs,
+            events=events,
         )
         sweeper = Sweeper(
             queue=queue,
@@ -196,6 +204,7 @@ class Runtime(Middleware):
                 admission.beat_forever(),
                 admission.listen_forever(),
                 sweeper.run_forever(),
+                Drainer(queue=queue, run=flow.run, clock=clock, events=events).run_forever(),
             )
         )
         return _Running(

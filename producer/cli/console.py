@@ -129,7 +129,7 @@ def batches_table(batches: Iterable[BatchStatus]) -> Table:
     for status in batches:
         table.add_row(
             status.batch_id,
-            status.state.value,
+            _state(status),
             f"{status.finished}/{_total(status)}",
             str(status.counts.get(Status.SUCCEEDED, 0)),
             _local(status.created_ms).strftime("%m-%d %H:%M"),
@@ -146,7 +146,7 @@ def batch_lines(status: BatchStatus) -> Table:
         "workspace": status.workspace,
         "file": status.label,
         "submitted": _local(status.created_ms).strftime("%Y-%m-%d %H:%M:%S"),
-        "state": status.state.value,
+        "state": _state(status),
         "done": f"{status.finished}/{_total(status)}{': ' if counts else ''}{counts}",
         "requests": str(status.requests),
         "tokens": f"{status.prompt_tokens} prompt + {status.completion_tokens} completion",
@@ -157,6 +157,10 @@ def batch_lines(status: BatchStatus) -> Table:
         if value:
             table.add_row(name, shown(value))
     return table
+
+
+def _state(status: BatchStatus) -> str:
+    return "paused" if status.paused else "cancelling" if status.cancelling else status.state.value
 
 
 def _total(status: BatchStatus) -> str:

@@ -58,7 +58,8 @@ class Sweeper:
         if swept.recovered or swept.due:
             self._wake()
         for batch_id, fields in (await self._queue.ending_batches()).items():
-            await self._end_batch(BatchStatus.from_fields(batch_id, {**fields, "state": BatchState.COMPLETED}))
+            state = BatchState.CANCELLED if "cancelled_ms" in fields else BatchState.COMPLETED
+            await self._end_batch(BatchStatus.from_fields(batch_id, {**fields, "state": state}))
         await self._send_due_webhooks()
 
     async def _end_batch(self, status: BatchStatus) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from schemas.assistant import ProviderKind
 from schemas.chat import Message, Usage
 from schemas.lane import Lane
-from schemas.outcome import Code, Failed, Outcome, Snoozed
+from schemas.outcome import Cancelled, Code, Failed, Outcome, Snoozed
 from worker.clock import Clock
 from worker.events import Events, LimiterWaited, ProviderCalled, ToolCalled
 from worker.flow.decide import decide_error, decide_refusal, decide_tools
@@ -35,6 +35,14 @@ class Conversed:
 
     outcome: Outcome
     steps: tuple[AnyStep, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Journaled:
+    """A reply that stands in the journal; `cancelled` says that the job was called off meanwhile."""
+
+    step: ReplyStep
+    cancelled: bool
 
 
 class Conversation:
@@ -84,21 +92,26 @@ class Conversation:
         config = prepared.config
         rules = Rules(output=prepared.output, max_steps=prepared.max_steps, max_repairs=config.max_repairs)
         lane = Lane(workspace=claimed.record.job.workspace, provider=provider.name, model=prepared.model)
+        await self._queue.meets(claimed, lane)
         steps = claimed.journal
         while True:
             move = next_move(steps, rules, tools)
+            step: AnyStep
             match move:
                 case Ask():
                     bought = await self._buy(claimed, prepared, move, steps, provider=provider, tools=tools, lane=lane)
-                    if not isinstance(bought, ReplyStep):
+                    if not isinstance(bought, _Journaled):
                         return Conversed(outcome=bought, steps=steps)
-                    steps = (*steps, bought)
+                    step, cancelled = bought.step, bought.cancelled
                 case RunTools():
                     if self._clock.stopping:
                         return Conversed(outcome=_SHUTTING_DOWN, steps=steps)
-                    steps = (*steps, await self._run_tools(claimed, move, tools, index=len(steps)))
+                    step, cancelled = await self._run_tools(claimed, move, tools, index=len(steps))
                 case _:
                     return Conversed(outcome=move, steps=steps)
+            steps = (*steps, step)
+            if cancelled and isinstance(next_move(steps, rules, tools), Ask | RunTools):
+                return Conversed(outcome=Cancelled(), steps=steps)
 
     async def _buy(
         self,
@@ -110,7 +123,7 @@ class Conversation:
         provider: Provider,
         tools: Tools,
         lane: Lane,
-    ) -> ReplyStep | Outcome:
+    ) -> _Journaled | Outcome:
         """Buy one completion; a provider without native structured output is asked once more, by instruction."""
         refs = [step.thread_ref for step in steps if isinstance(step, ReplyStep) and step.thread_ref]
         while True:
@@ -141,7 +154,7 @@ class Conversation:
 
     async def _call(
         self, claimed: Claimed, request: ChatRequest, *, index: int, kind: ProviderKind, provider: Provider, lane: Lane
-    ) -> ReplyStep | Outcome | StructuredOutputUnsupported:
+    ) -> _Journaled | Outcome | StructuredOutputUnsupported:
         tokens = call_tokens(
             request.messages,
             max_tokens=request.max_tokens,
@@ -176,12 +189,12 @@ class Conversation:
             retrieved=reply.retrieved,
         )
         # Before anything else: from here on the reply is ours, whatever becomes of this worker.
-        await self._queue.append(claimed, step, index=index)
+        cancelled = await self._queue.append(claimed, step, index=index)
         await self._limiter.settle(lane, answer, used_tokens=step.usage.total_tokens or tokens)
         self._tell(claimed, lane, began_s, outcome="ok", status=200, usage=step.usage)
-        return step
+        return _Journaled(step, cancelled=cancelled)
 
-    async def _run_tools(self, claimed: Claimed, move: RunTools, tools: Tools, *, index: int) -> ToolsStep:
+    async def _run_tools(self, claimed: Claimed, move: RunTools, tools: Tools, *, index: int) -> tuple[ToolsStep, bool]:
         answers = await tools.run(move.calls)
         step = ToolsStep(
             answers=tuple(
@@ -189,7 +202,7 @@ class Conversation:
                 for answer in answers
             )
         )
-        await self._queue.append(claimed, step, index=index)
+        cancelled = await self._queue.append(claimed, step, index=index)
         for answer in answers:
             self._events.emit(
                 ToolCalled(
@@ -200,7 +213,7 @@ class Conversation:
                     duration_s=answer.ended_s - answer.began_s,
                 )
             )
-        return step
+        return step, cancelled
 
     async def _await_turn(self, claimed: Claimed, lane: Lane, grant: Granted) -> bool:
         """Sleep until the grant's turn; False if the worker began to shut down meanwhile."""
@@ -224,7 +237,7 @@ class Conversation:
         if isinstance(error, StructuredOutputUnsupported):
             return error
         if isinstance(outcome, Snoozed):
-            if outcome.hold_line:
+            if outcome.hold_lane:
                 # The wall is the lane's: one cool-down for all its lines and workers.
                 await self._limiter.cool_down(lane, delay_s=outcome.delay_s)
             if wall:
