@@ -110,16 +110,17 @@ class RollingMinute:
 
     def add(self, now_s: float, *, requests: int, tokens: int) -> None:
         """Charge."""
-        self.forget_until(now_s - MINUTE_S)
+        self.forget(now_s)
         self._charges.append((now_s, requests, tokens))
         self.requests += requests
         self.tokens += tokens
         self.largest_requests = max(self.largest_requests, self.requests)
         self.largest_tokens = max(self.largest_tokens, self.tokens)
 
-    def forget_until(self, until_s: float) -> None:
-        """Drop the charges that were made up to then."""
-        while self._charges and self._charges[0][0] <= until_s:
+    def forget(self, now_s: float) -> None:
+        """Drop the charges that have left."""
+        # As fits_at_s has it: a difference rounds otherwise than a sum.
+        while self._charges and self._charges[0][0] + MINUTE_S <= now_s:
             _, requests, tokens = self._charges.popleft()
             self.requests -= requests
             self.tokens -= tokens
@@ -206,7 +207,7 @@ class Window:
         """Charge a request and its prompt, or refuse it and charge nothing."""
         if prompt_tokens > self._quota.tpm:
             return Refusal("tokens", None)
-        self._minute.forget_until(now_s - MINUTE_S)
+        self._minute.forget(now_s)
         room = self._quota.tpm - prompt_tokens
         fits_at_s = self._minute.fits_at_s(requests=self._quota.rpm - 1, tokens=room)
         if fits_at_s > now_s:
@@ -222,7 +223,7 @@ class Window:
     def remaining(self, now_s: float) -> Remaining:
         """Return what is left."""
         minute = self._minute
-        minute.forget_until(now_s - MINUTE_S)
+        minute.forget(now_s)
         reset_s = max(0.0, minute.empty_at_s() - now_s)
         return Remaining(
             requests=self._quota.rpm - minute.requests,

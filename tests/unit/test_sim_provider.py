@@ -139,6 +139,7 @@ class TestWindow:
         scene.now_s = 1060.0
         scene.admitted(600)
         assert scene.refused(1) == Refusal("tokens", about(20.0))
+        assert scene.audit()["largest_minute_tokens"] == 1000
 
     def test_holds_a_minutes_requests(self) -> None:
         scene = window(rpm=2)
@@ -167,7 +168,7 @@ class TestWindow:
             scene.now_s += pause_s
             if isinstance(scene.arrive(prompt), Call):
                 admitted.append((scene.now_s, prompt))
-        minutes = [[tokens for at_s, tokens in admitted if 0 <= at_s - first_s < 60] for first_s, _ in admitted]
+        minutes = [[tokens for at_s, tokens in admitted if first_s <= at_s < first_s + 60] for first_s, _ in admitted]
         assert all(sum(minute) <= 1000 and len(minute) <= 10 for minute in minutes)
         if admitted:
             assert scene.audit()["largest_minute_tokens"] == max(map(sum, minutes))
