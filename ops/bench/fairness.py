@@ -24,7 +24,7 @@ from rich.progress import Progress
 
 from ops.bench import report, workload
 from ops.bench.sim_limits import MINUTE_S, Quota
-from ops.bench.stack import BenchError, Installation, SimServer, forget_own_settings, installation
+from ops.bench.stack import BenchError, Installation, SimServer, forget_own_settings, heed_sigterm, installation
 from producer.assistants import Assistants
 from producer.client import Producer
 from schemas import InvokeJob, names
@@ -113,6 +113,7 @@ def main(
     if unknown := [name for name in chosen if name not in JOB_OF_A]:
         raise click.UsageError(f"--variants: there is no {', '.join(unknown)}")
     forget_own_settings()
+    heed_sigterm()
     machine = report.machine()
     settings = {
         "ASSISTQ_RPM": str(QUOTA.rpm),

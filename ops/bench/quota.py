@@ -17,7 +17,7 @@ from rich.progress import Progress, TaskID
 
 from ops.bench import report, workload
 from ops.bench.sim_limits import Quota
-from ops.bench.stack import BenchError, Installation, SimServer, forget_own_settings, installation
+from ops.bench.stack import BenchError, Installation, SimServer, forget_own_settings, heed_sigterm, installation
 from producer.embedded.child import Child
 
 GOAL = (
@@ -98,6 +98,7 @@ def main(
         for count in counts
     ]
     forget_own_settings()
+    heed_sigterm()
     machine = report.machine()
     tokens = workload.tokens(workload.questions(rows))
     _tell_ideals(chosen, rows=rows, tokens=tokens)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import queue
+import signal
 import sys
 import tempfile
 import time
@@ -15,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self, cast
 
+import click
 import httpx
 
 from ops.bench.sim_limits import Quota
@@ -28,7 +30,7 @@ STOPS_WITHIN_S = 60.0
 _LOOK_EVERY_S = 0.1
 
 
-class BenchError(Exception):
+class BenchError(click.ClickException):
     """A benchmark that could not be run, in words."""
 
 
@@ -69,7 +71,7 @@ class SimServer:
 
     @property
     def pid(self) -> int:
-        """Return the process id of its leash, whose child it is."""
+        """Return its process id."""
         if self._child is None:
             raise BenchError("the simulated provider has not been started")
         return self._child.pid
@@ -148,3 +150,8 @@ def forget_own_settings() -> None:
     """Drop the user's `ASSISTQ_…` variables from this process: a benchmark measures what it says and no more."""
     for name in [name for name in os.environ if name.startswith("ASSISTQ_")]:
         del os.environ[name]
+
+
+def heed_sigterm() -> None:
+    """Let SIGTERM end this process as Ctrl-C does: what was started is stopped, directories are removed."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
