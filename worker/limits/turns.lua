@@ -153,11 +153,10 @@ local function forget(s)
       s.gone_cells, s.requests, s.tokens = s.made_cells, 0, 0
       return
     end
-    local last_us, requests, tokens = string.match(redis.call('LPOP', s.cells_key), '^(%d+) (%d+) (%d+)$')
+    local _, requests, tokens = string.match(redis.call('LPOP', s.cells_key), '^(%d+) (%d+) (%d+)$')
     s.gone_cells = s.gone_cells + 1
     s.requests, s.tokens = s.requests - requests, s.tokens - tokens
-    last_us = string.match(redis.call('LINDEX', s.cells_key, 0), '^%d+')
-    s.oldest_gone_us = last_us + WINDOW_US
+    s.oldest_gone_us = string.match(redis.call('LINDEX', s.cells_key, 0), '^%d+') + WINDOW_US
   end
 end
 
@@ -182,6 +181,29 @@ local function window_turn(s, requests, tokens)
     end
   end
   return at_us
+end
+
+-- How many requests and tokens the window has room for by then, as far as so many are wanted.
+local function window_room(s, until_us, wanted, wanted_tokens)
+  if s.newest_us + WINDOW_US <= until_us then
+    return s.rpm, s.tpm
+  end
+  local free, free_tokens, index = s.rpm - s.requests, s.tpm - s.tokens, 0
+  while free < min(wanted, s.rpm) or free_tokens < min(wanted_tokens, s.tpm) do
+    local cells = redis.call('LRANGE', s.cells_key, index, index + 63)
+    index = index + #cells
+    for _, cell in ipairs(cells) do
+      local last_us, held, held_tokens = string.match(cell, '^(%d+) (%d+) (%d+)$')
+      if last_us + WINDOW_US > until_us then
+        return free, free_tokens
+      end
+      free, free_tokens = free + held, free_tokens + held_tokens
+    end
+    if #cells == 0 then
+      break
+    end
+  end
+  return free, free_tokens
 end
 
 -- When a call of so many tokens may be made behind so many others. Exact for the next call; for
@@ -229,16 +251,8 @@ local function lane_room(lane, now_us, horizon_us, entering)
   jobs = min(jobs, paced(s.requests_tat_us, s.request_us, ahead * s.request_us),
     paced(s.tokens_tat_us, size * s.token_us, ahead_tokens * s.token_us))
   if s.window then
-    local free, free_tokens, index = s.rpm - s.requests - ahead, s.tpm - s.tokens - ahead_tokens, 0
-    while free < jobs or free_tokens < jobs * size do
-      local cell = redis.call('LINDEX', s.cells_key, index)
-      local last_us, held, held_tokens = string.match(cell or '', '^(%d+) (%d+) (%d+)$')
-      if not last_us or last_us + WINDOW_US > until_us then
-        break
-      end
-      free, free_tokens, index = free + held, free_tokens + held_tokens, index + 1
-    end
-    jobs = min(jobs, free, floor(free_tokens / size))
+    local free, free_tokens = window_room(s, until_us, ahead + jobs, ahead_tokens + jobs * size)
+    jobs = min(jobs, free - ahead, floor((free_tokens - ahead_tokens) / size))
   end
   return max(1, jobs), 0
 end
