@@ -39,8 +39,8 @@ end
 local pause_us = max(pause(ARGV[2], ARGV[3], ARGV[4], 1, s.requests, s.rpm),
   pause(ARGV[5], ARGV[6], ARGV[7], max(1, s.avg_tokens), s.tokens, s.tpm))
 
-local rpm, tpm = string.match(s.limits, '^(%d+) (%d+) ')
-local told_rpm, told_tpm = lower(ARGV[2], tonumber(rpm)), lower(ARGV[5], tonumber(tpm))
+local rpm, tpm = struct.unpack(LIMITS, s.limits)
+local told_rpm, told_tpm = lower(ARGV[2], rpm), lower(ARGV[5], tpm)
 if told_rpm > 0 or told_tpm > 0 then
   s.told_rpm, s.told_tpm, s.told_until_us = told_rpm, told_tpm, s.now_us + TOLD_US
 end

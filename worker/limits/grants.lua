@@ -135,8 +135,23 @@ local function correct(s, r, requests, tokens)
   s.freed = s.freed or requests < 0 or tokens < 0
 end
 
+-- Whether as many calls are in flight as may be, not counting so many of them.
+local function is_full_but(s, count)
+  return s.most > 0 and redis.call('HLEN', s.held_key) - s.waiting - count >= s.most
+end
+
 local function is_full(s)
-  return s.most > 0 and redis.call('HLEN', s.held_key) - s.waiting >= s.most
+  return is_full_but(s, 0)
+end
+
+local function ticket_of(r)
+  return string.format('%.0f %s', r.tokens, r.id)
+end
+
+-- Count a ticket that was put into the line.
+local function join(s, tokens)
+  s.new_tickets = s.waiting == 0
+  s.waiting, s.waiting_tokens = s.waiting + 1, s.waiting_tokens + tokens
 end
 
 -- Grant what is due to those who wait, in their order, and tell who would sleep on.
@@ -150,13 +165,18 @@ local function advance(s)
     end
     local tokens, id = string.match(ticket, '^(%d+) (.+)$')
     tokens = tonumber(tokens)
-    if is_full(s) or turn(s, 0, 0, tokens) > s.now_us then
+    local never = tokens > s.tpm
+    if not never and (is_full(s) or turn(s, 0, 0, tokens) > s.now_us) then
       return
     end
     redis.call('LPOP', s.tickets_key)
     s.waiting, s.waiting_tokens, left = s.waiting - 1, s.waiting_tokens - tokens, left - 1
     local r = held(s, id)
-    if r then
+    if r and never then
+      -- The limits have become lower: its owner asks anew, and is told.
+      redis.call('HDEL', s.held_key, id)
+      redis.call('PUBLISH', 'aq:turns:' .. r.process, id)
+    elseif r then
       local told_us = r.at_us
       r.state, r.cell, r.at_us = 'granted', charge(s, tokens), s.now_us
       r.expires_us = max(s.now_us, told_us) + CONFIRM_US
@@ -171,7 +191,7 @@ end
 -- Take out who waits, or was granted and has not sent; returns whether there was anything to take out.
 local function give_back(s, r)
   if r.state == 'waiting' then
-    if redis.call('LREM', s.tickets_key, 1, string.format('%.0f %s', r.tokens, r.id)) == 1 then
+    if redis.call('LREM', s.tickets_key, 1, ticket_of(r)) == 1 then
       s.waiting, s.waiting_tokens = s.waiting - 1, s.waiting_tokens - r.tokens
     end
     s.freed = true
@@ -194,24 +214,13 @@ local function close(s)
   if renew then
     s.kept_us = need_us + 2 * SPARE_US
   end
-  local changes = {}
-  for i = 1, #NUMBERS do
-    local field = NUMBERS[i]
-    if s[field] ~= (s.was[i] or 0) then
-      changes[#changes + 1] = field
-      changes[#changes + 1] = string.format('%.0f', s[field])
+  local changes = { 'state', packed(s) }
+  for _, field in ipairs({ 'limits', 'requests_floors', 'tokens_floors' }) do
+    if s[field] ~= s['old_' .. field] then
+      changes[#changes + 1], changes[#changes + 2] = field, s[field]
     end
   end
-  for i = 1, #TEXTS do
-    local field = TEXTS[i]
-    if s[field] and s[field] ~= s.was[#NUMBERS + i] then
-      changes[#changes + 1] = field
-      changes[#changes + 1] = s[field]
-    end
-  end
-  if #changes > 0 then
-    redis.call('HSET', s.key, unpack(changes))
-  end
+  redis.call('HSET', s.key, unpack(changes))
   local keep_ms = ceil((s.kept_us - s.now_us) / 1000)
   if renew then
     redis.call('PEXPIRE', s.key, keep_ms)

@@ -47,19 +47,32 @@ local function ahead_of(ticket)
   return nil
 end
 
-advance(s)
 local r = held(s, id)
-if r and r.state == 'waiting' then
-  local ahead, ahead_tokens = ahead_of(string.format('%.0f %s', r.tokens, id))
-  if ahead then
-    return wait(r, turn(s, ahead, ahead_tokens, r.tokens))
-  end
-elseif r then
-  if r.state == 'granted' and s.now_us - r.at_us > LATE_US then
-    correct(s, r, -1, -r.tokens)
+if r and r.state == 'granted' and s.now_us - r.at_us > LATE_US then
+  -- What was charged then would be sent now. It is dated anew, or stands first in the line again.
+  correct(s, r, -1, -r.tokens)
+  if is_full_but(s, 1) or turn(s, 0, 0, r.tokens) > s.now_us then
+    redis.call('LPUSH', s.tickets_key, ticket_of(r))
+    join(s, r.tokens)
+    r.state = 'waiting'
+    hold(s, r)
+  else
     r.cell, r.at_us = charge(s, r.tokens), s.now_us
   end
+end
+if r and r.state ~= 'waiting' then
   return sent(r)
+end
+advance(s)
+if r then
+  r = held(s, id)
+  if r and r.state ~= 'waiting' then
+    return sent(r)
+  end
+  local ahead, ahead_tokens = ahead_of(ticket_of({ id = id, tokens = tokens }))
+  if r and ahead then
+    return wait(r, turn(s, ahead, ahead_tokens, r.tokens))
+  end
 end
 
 redis.call('ZREM', 'aq:entering:' .. lane, ARGV[3])
@@ -80,7 +93,6 @@ if ahead_us > HORIZON_US or (full and s.waiting >= s.most) then
   close(s)
   return { 2, max(SLOT_RETRY_US, ceil(ahead_us - HORIZON_US / 2)) }
 end
-redis.call('RPUSH', s.tickets_key, string.format('%.0f %s', tokens, id))
-s.new_tickets = s.waiting == 0
-s.waiting, s.waiting_tokens = s.waiting + 1, s.waiting_tokens + tokens
+redis.call('RPUSH', s.tickets_key, ticket_of(r))
+join(s, tokens)
 return wait(r, at_us)

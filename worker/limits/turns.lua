@@ -6,7 +6,7 @@
 -- Keys of a lane. All of them are written together and expire together, when the lane has been
 -- idle long enough to be as good as new:
 --
---   aq:limit:<lane>    hash, see NUMBERS and TEXTS below
+--   aq:limit:<lane>    hash, see `read` below
 --   aq:cells:<lane>    list, the ledger of the rolling window, oldest first: `<last_us> <requests>
 --                      <tokens>`, what was granted within the same CELL_US, and when the last of it
 --                      was. The n-th cell that the lane ever had stands at index n - gone_cells.
@@ -59,40 +59,6 @@ local GRANTS_AT_ONCE, FLOORS = 128, 16
 -- The keys outlast what they hold by this; they are renewed once they no longer do.
 local SPARE_US = 60000000
 
-local NUMBERS = {
-  'offset_us',         -- added to the server's time
-  'seen_us',           -- the largest time that was ever seen
-  'requests_tat_us',   -- when the bucket of requests would be full again
-  'tokens_tat_us',     -- ... and that of tokens
-  'cool_until_us',     -- nothing is granted before
-  'requests',          -- the sums of the ledger's cells
-  'tokens',
-  'gone_cells',        -- cells that have left the ledger
-  'made_cells',        -- cells that ever entered it
-  'oldest_gone_us',    -- when the oldest cell leaves
-  'newest_us',         -- the last charge of the newest cell
-  'waiting',           -- tickets, and their tokens
-  'waiting_tokens',
-  'avg_tokens',        -- of the calls that were asked for last
-  'told_rpm',          -- the provider's own word on the limits, lower than ours,
-  'told_tpm',
-  'told_until_us',     -- and until when it is believed
-  'kept_us',           -- when the keys expire
-}
-local TEXTS = {
-  -- `<rpm> <tpm> <burst_us> <pace_us> <window> <max_concurrency> <hold_us>`: what a minute may have;
-  -- how much of it at once, in the time in which it flows back; the time in which all of a
-  -- minute's limit flows back, 0 if nothing is paced; 1 if the window is guarded; most calls in
-  -- flight, 0 for any number; after how long a call counts as lost
-  'limits',
-  -- cmsgpack of { cell, backlog, cell, backlog, ... }, see `note_floor`
-  'requests_floors',
-  'tokens_floors',
-}
-local FIELDS = {}
-for _, field in ipairs(NUMBERS) do FIELDS[#FIELDS + 1] = field end
-for _, field in ipairs(TEXTS) do FIELDS[#FIELDS + 1] = field end
-
 local floor, ceil, max, min = math.floor, math.ceil, math.max, math.min
 
 local function clock()
@@ -104,21 +70,35 @@ local function whole(number)
   return string.format('%.0f', number)
 end
 
+-- The hash of a lane has these fields; the first two are numbers, packed: reading and writing
+-- them by name would be most of what a script costs.
+--   limits            what the lane may do, as it was last told by who asks, see `apply_limits`
+--   state             see `read`
+--   requests_floors,  cmsgpack of { cell, backlog, cell, backlog, ... }, see `note_floor`
+--   tokens_floors
+local LIMITS, STATE = '<ddddddd', '<dddddddddddddddddd'
+local NEW = string.rep('\0', 18 * 8)
+
 -- The lane as it stands, at the server's time; nothing is written.
 local function read(lane, server_us)
   local s = { lane = lane, key = 'aq:limit:' .. lane, cells_key = 'aq:cells:' .. lane,
-    tickets_key = 'aq:tickets:' .. lane, held_key = 'aq:held:' .. lane, was = {} }
-  local raw = redis.call('HMGET', s.key, unpack(FIELDS))
-  local numbers = #NUMBERS
-  for i = 1, numbers do
-    local number = tonumber(raw[i])
-    s.was[i] = number
-    s[NUMBERS[i]] = number or 0
-  end
-  for i = 1, #TEXTS do
-    s.was[numbers + i] = raw[numbers + i]
-    s[TEXTS[i]] = raw[numbers + i]
-  end
+    tickets_key = 'aq:tickets:' .. lane, held_key = 'aq:held:' .. lane }
+  local raw = redis.call('HMGET', s.key, 'limits', 'state', 'requests_floors', 'tokens_floors')
+  s.limits, s.requests_floors, s.tokens_floors = raw[1], raw[3], raw[4]
+  s.old_limits, s.old_requests_floors, s.old_tokens_floors = raw[1], raw[3], raw[4]
+  s.offset_us,                                  -- added to the server's time
+    s.seen_us,                                  -- the largest time that was ever seen
+    s.requests_tat_us, s.tokens_tat_us,         -- when the buckets would be full again
+    s.cool_until_us,                            -- nothing is granted before
+    s.requests, s.tokens,                       -- the sums of the ledger's cells
+    s.gone_cells, s.made_cells,                 -- cells that have left the ledger, that ever entered it
+    s.oldest_gone_us,                           -- when the oldest cell leaves
+    s.newest_us,                                -- the last charge of the newest
+    s.waiting, s.waiting_tokens,                -- tickets, and their tokens
+    s.avg_tokens,                               -- of the calls that were asked for last
+    s.told_rpm, s.told_tpm, s.told_until_us,    -- limits that the provider told, 0 if not lower than ours
+    s.kept_us                                   -- when the keys expire
+    = struct.unpack(STATE, raw[2] or NEW)
   s.now_us = server_us + s.offset_us
   if s.now_us < s.seen_us then
     s.offset_us = s.offset_us + s.seen_us - s.now_us
@@ -128,19 +108,30 @@ local function read(lane, server_us)
   return s
 end
 
--- Make the numbers of `limits` ready; false while nobody has told the lane's limits.
+local function packed(s)
+  return struct.pack(STATE, s.offset_us, s.seen_us, s.requests_tat_us, s.tokens_tat_us, s.cool_until_us,
+    s.requests, s.tokens, s.gone_cells, s.made_cells, s.oldest_gone_us, s.newest_us,
+    s.waiting, s.waiting_tokens, s.avg_tokens, s.told_rpm, s.told_tpm, s.told_until_us, s.kept_us)
+end
+
+-- Make the lane's limits ready; false while nobody has told them.
 local function apply_limits(s)
   if not s.limits then
     return false
   end
-  local rpm, tpm, burst_us, pace_us, window, most, hold_us =
-    string.match(s.limits, '^(%d+) (%d+) (%d+) (%d+) (%d) (%d+) (%d+)$')
-  s.rpm, s.tpm, s.burst_us, s.hold_us = tonumber(rpm), tonumber(tpm), tonumber(burst_us), tonumber(hold_us)
-  s.window, s.most = window == '1', tonumber(most)
+  local pace_us, window
+  s.rpm, s.tpm,    -- what a minute may have
+    s.burst_us,    -- how much of it at once, in the time in which that flows back
+    pace_us,       -- the time in which all of a minute's limit flows back; 0 if nothing is paced
+    window,        -- 1 if the window is guarded
+    s.most,        -- most calls in flight, 0 for any number
+    s.hold_us      -- after how long a call counts as lost
+    = struct.unpack(LIMITS, s.limits)
   if s.told_until_us > s.now_us then
     s.rpm = s.told_rpm > 0 and min(s.rpm, s.told_rpm) or s.rpm
     s.tpm = s.told_tpm > 0 and min(s.tpm, s.told_tpm) or s.tpm
   end
+  s.window = window == 1
   s.request_us, s.token_us = pace_us / s.rpm, pace_us / s.tpm
   return true
 end

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from enum import IntEnum
 from importlib import resources
@@ -53,18 +54,18 @@ class Turns:
         """Take a call for lost when it was not ended within `hold_s`."""
         self._process = process
         self._hold_s = hold_s
-        self._limits: dict[LaneLimits, str] = {}
+        self._limits: dict[LaneLimits, bytes] = {}
         self._reserve, self._settle, self._cool_down, self._believe, self._expire = (
             _script(redis, name) for name in ("reserve", "settle", "cool_down", "believe", "expire")
         )
 
     async def ask(self, lane: Lane, limits: LaneLimits, *, ticket: str, tokens: int, owner: str) -> Asked:
         """Ask for a turn, ask again, or confirm a grant; the same ticket is the same question."""
-        text = self._limits.get(limits)
-        if text is None:
-            text = self._limits[limits] = limits_text(limits, hold_s=self._hold_s)
+        packed = self._limits.get(limits)
+        if packed is None:
+            packed = self._limits[limits] = pack_limits(limits, hold_s=self._hold_s)
         with redis_away():
-            reply, amount = await self._reserve(args=[lane.key, ticket, owner, self._process, tokens, text])
+            reply, amount = await self._reserve(args=[lane.key, ticket, owner, self._process, tokens, packed])
         return Asked(Reply(reply), amount)
 
     async def settle(self, lane: Lane, ticket: str, *, used_tokens: int, fault_over: bool) -> bool:
@@ -109,21 +110,21 @@ def channel(process: str) -> str:
     return f"{names.PREFIX}:turns:{process}"
 
 
-def limits_text(limits: LaneLimits, *, hold_s: float) -> str:
-    """Return the limits as turns.lua has them."""
+def pack_limits(limits: LaneLimits, *, hold_s: float) -> bytes:
+    """Return the limits as turns.lua unpacks them."""
     pace_s = {"smooth": _MINUTE_S + JITTER_S, "bucket": _MINUTE_S, "window": 0.0}[limits.shape]
     # At least one request is had at once, whatever this says.
     burst_s = max(0.0, limits.burst_s - JITTER_S) * pace_s / _MINUTE_S
     numbers = (
         limits.usable_rpm,
         limits.usable_tpm,
-        burst_s * 1e6,
-        pace_s * 1e6,
+        round(burst_s * 1e6),
+        round(pace_s * 1e6),
         limits.shape != "bucket",
         limits.max_concurrency or 0,
-        hold_s * 1e6,
+        round(hold_s * 1e6),
     )
-    return " ".join(f"{number:.0f}" for number in numbers)
+    return struct.pack("<7d", *numbers)
 
 
 def source(name: str) -> str:
