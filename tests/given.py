@@ -127,13 +127,9 @@ async def let_parked_lanes_open(redis: Redis) -> None:
 
 
 async def reserved(redis: Redis, lane: Lane) -> tuple[int, int]:
-    """Return the requests and tokens that the lane's limiter counts for the last minute and what is planned."""
-    kept = {text(name): int(value) for name, value in (await redis.hgetall(redis_names.limit(lane.key))).items()}
-    seconds = {name: value for name, value in kept.items() if name[1:].isdigit()}
-    return (
-        sum(value for name, value in seconds.items() if name[0] == "r"),
-        sum(value for name, value in seconds.items() if name[0] == "t"),
-    )
+    """Return the requests and tokens that the lane's limiter counts for the last minute."""
+    cells = [text(cell).split() for cell in await redis.lrange(f"{redis_names.PREFIX}:cells:{lane.key}", 0, -1)]
+    return sum(int(requests) for _, requests, _ in cells), sum(int(tokens) for _, _, tokens in cells)
 
 
 async def let_leases_lapse(redis: Redis) -> None:

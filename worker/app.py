@@ -29,6 +29,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from schemas import names
 from schemas.assistant import ProviderKind
 from schemas.database import engine_for, ensure_tables
+from schemas.lane_limits import LaneLimits
 from schemas.settings import Settings
 from worker import actors, logs
 from worker.admission.admission import Admission
@@ -40,7 +41,7 @@ from worker.errors import RedisAway, redis_away
 from worker.events import Events, ServiceFault, ToolCrashed
 from worker.flow.converse import Conversation
 from worker.flow.run import Flow
-from worker.limits.redis_limiter import LaneLimits, RedisLimiter
+from worker.limits.redis_limiter import RedisLimiter
 from worker.metrics import Metrics
 from worker.parent import die_with_parent, heed_first_sigterm
 from worker.providers.agent_endpoint import AgentEndpoint
@@ -69,6 +70,7 @@ class _Running:
     """What one process holds while it runs."""
 
     flow: Flow
+    limiter: RedisLimiter
     sender: WebhookSender
     admission: Admission
     clock: Clock
@@ -155,7 +157,9 @@ class Runtime(Middleware):
             allows_private=settings.private_networks_allowed.__contains__,
             on_crash=lambda tool, error: events.emit(ToolCrashed(tool, error)),
         )
-        limiter = RedisLimiter(redis, LaneLimits(rpm=settings.rpm, tpm=settings.tpm, burst_s=settings.burst_s))
+        process = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+        limits = LaneLimits(rpm=settings.rpm, tpm=settings.tpm, burst_s=settings.burst_s, shape=settings.shape)
+        limiter = RedisLimiter(redis, limits_of=lambda _: limits, clock=clock, process=process, events=events)
         conversation = Conversation(
             providers=providers,
             schema_tools=SchemaTools(native) if native else None,
@@ -179,7 +183,6 @@ class Runtime(Middleware):
         webhooks = webhook_client(max_connections=threads)
         deliveries = Deliveries(engine)
         sender = WebhookSender(webhooks, deliveries=deliveries, events=events)
-        process = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         admission = Admission(
             process=process,
             capacity=threads,
@@ -192,6 +195,7 @@ class Runtime(Middleware):
         sweeper = Sweeper(
             queue=queue,
             store=store,
+            free_lost_calls=limiter.expire,
             send_due_webhooks=_DueWebhooks(deliveries, self, events).send,
             wake=admission.wake,
             events=events,
@@ -205,10 +209,12 @@ class Runtime(Middleware):
                 admission.listen_forever(),
                 sweeper.run_forever(),
                 Drainer(queue=queue, run=flow.run, clock=clock, events=events).run_forever(),
+                limiter.listen_forever(),
             )
         )
         return _Running(
             flow=flow,
+            limiter=limiter,
             sender=sender,
             admission=admission,
             clock=clock,
@@ -234,6 +240,7 @@ class Runtime(Middleware):
 
     async def _stop(self, running: _Running) -> None:
         await end(running.tasks)
+        await running.limiter.aclose()
         await running.toolbox.aclose()
         for client in running.clients:
             await client.aclose()

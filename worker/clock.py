@@ -15,6 +15,7 @@ class Clock:
     def __init__(self) -> None:
         """Start with no shutdown in sight."""
         self._stopping = asyncio.Event()
+        self._naps: set[asyncio.Future[None]] = set()
 
     @property
     def stopping(self) -> bool:
@@ -24,6 +25,8 @@ class Clock:
     def stop(self) -> None:
         """Begin the shutdown: every sleep ends, and none begins."""
         self._stopping.set()
+        for word in self._naps:
+            _wake(word)
 
     async def sleep(self, seconds: float) -> bool:
         """Sleep; return True at the end, False if a shutdown came first."""
@@ -37,9 +40,27 @@ class Clock:
             return True
         return False
 
+    async def nap(self, word: asyncio.Future[None], *, seconds: float) -> bool:
+        """Sleep until the word comes, at most so long; return False if a shutdown came first. Cheap by the thousand."""
+        if self.stopping:
+            return False
+        timer = asyncio.get_running_loop().call_later(seconds, _wake, word)
+        self._naps.add(word)
+        try:
+            await word
+        finally:
+            timer.cancel()
+            self._naps.discard(word)
+        return not self.stopping
+
     def now(self) -> datetime:
         """Return the time, UTC."""
         return datetime.now(UTC)
+
+
+def _wake(word: asyncio.Future[None]) -> None:
+    if not word.done():
+        word.set_result(None)
 
 
 async def end(tasks: Iterable[asyncio.Task[None]]) -> None:

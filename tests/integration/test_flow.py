@@ -162,7 +162,7 @@ class Worker:
         await self.queue.sweep()
         await let_parked_lanes_open(self.redis)
         for key in await self.redis.keys(names.limit("*")):
-            await self.redis.hdel(key, "cool_until_us")
+            await self.redis.hset(key, "forgiven", 1)
 
     async def finish_all(self) -> None:
         """Run until nothing is left to run, without waiting."""
@@ -552,7 +552,6 @@ class TestWalls:
         (fault,) = producer.lane_faults(WORKSPACE)
         assert fault.code is Code.PROVIDER_UNREACHABLE
         assert await redis_client.zscore(names.PARKED, LANE.key)
-        assert await redis_client.hget(names.limit(LANE.key), "cool_until_us")
         producer.forget_lane_faults(a_job())
         assert producer.lane_faults(WORKSPACE) == []
         worker = hire()

@@ -50,23 +50,19 @@ local function free_capacity()
   return math.min(at_once, most - redis.call('ZCARD', 'aq:leases'))
 end
 
--- How many jobs of the lane may go out now, and after how many us one more may.
+-- How many jobs of the lane may go out now, after how many us one more may, and what one costs.
 local function room_of(lane)
   local entering = 'aq:entering:' .. lane
   redis.call('ZREMRANGEBYSCORE', entering, '-inf', now_ms)
   local coming = redis.call('ZCARD', entering)
   if string.sub(lane, 1, 1) == '?' then
-    return UNKNOWN_ROOM - coming, LOOK_AGAIN_US
+    return UNKNOWN_ROOM - coming, LOOK_AGAIN_US, UNKNOWN_TOKENS
   end
-  local jobs, retry_us = lane_room(lane, now_us, horizon_us, coming)
+  local jobs, retry_us, tokens = lane_room(lane, now_us, horizon_us, coming)
   if redis.call('HEXISTS', 'aq:faults', lane) == 1 then
     jobs = math.min(jobs, FAULTED_ROOM - coming)
   end
-  return jobs, math.max(retry_us, 1000)
-end
-
-local function tokens_of(lane)
-  return tonumber(redis.call('HGET', 'aq:limit:' .. lane, 'avg_tokens') or UNKNOWN_TOKENS)
+  return jobs, math.max(retry_us, 1000), tokens or UNKNOWN_TOKENS
 end
 
 -- Lanes that this call has met: their room, price a job, …
@@ -75,8 +71,8 @@ local weights = {}
 
 local function known(lane)
   if not lanes[lane] then
-    local room, retry_us = room_of(lane)
-    lanes[lane] = { room = room, retry_us = retry_us, tokens = tokens_of(lane) }
+    local room, retry_us, tokens = room_of(lane)
+    lanes[lane] = { room = room, retry_us = retry_us, tokens = tokens }
   end
   return lanes[lane]
 end

@@ -16,7 +16,7 @@ from worker.flow.decide import decide_error, decide_refusal, decide_tools
 from worker.flow.moves import Ask, Rules, RunTools, next_move
 from worker.flow.prepare import Prepared
 from worker.flow.request import request_of
-from worker.limits.base import Granted, Limiter
+from worker.limits.base import Granted, Limiter, Stopped
 from worker.limits.estimate import call_tokens
 from worker.providers.base import ChatRequest, Provider, StructuredOutput
 from worker.providers.errors import ProviderError, StructuredOutputUnsupported, Unreachable
@@ -161,18 +161,23 @@ class Conversation:
             choices=request.n or 1,
             attached=[request.response_schema, *(tool.parameters for tool in request.tools)],
         )
-        answer = await self._limiter.reserve(lane, tokens=tokens)
+        answer = await self._limiter.reserve(lane, tokens=tokens, owner=claimed.id)
+        if isinstance(answer, Stopped):
+            return _SHUTTING_DOWN
         if not isinstance(answer, Granted):
             return decide_refusal(answer, tokens=tokens)
-        if not await self._await_turn(claimed, lane, answer):
-            await self._limiter.cancel(lane, answer)
-            return _SHUTTING_DOWN
+        if answer.waited_s >= _TELL_WAITS_FROM_S:
+            self._events.emit(LimiterWaited(claimed.id, claimed.batch_id, lane, answer.waited_s))
         began_s = time.monotonic()
         try:
             reply = await provider.complete(request)
         except ProviderError as error:
             self._tell(claimed, lane, began_s, outcome=type(error).__name__, status=error.http_status, usage=Usage())
             return await self._met(error, claimed, lane, answer)
+        except BaseException:
+            # The job was lost, or we trip over a bug: the call's fate is unknown.
+            await self._limiter.settle(lane, answer, used_tokens=tokens, fault_over=False)
+            raise
         step = ReplyStep(
             provider=kind,
             content=reply.content,
@@ -215,12 +220,6 @@ class Conversation:
             )
         return step, cancelled
 
-    async def _await_turn(self, claimed: Claimed, lane: Lane, grant: Granted) -> bool:
-        """Sleep until the grant's turn; False if the worker began to shut down meanwhile."""
-        if grant.wait_s >= _TELL_WAITS_FROM_S:
-            self._events.emit(LimiterWaited(claimed.id, claimed.batch_id, lane, grant.wait_s))
-        return await self._clock.sleep(grant.wait_s)
-
     async def _met(
         self, error: ProviderError, claimed: Claimed, lane: Lane, grant: Granted
     ) -> Outcome | StructuredOutputUnsupported:
@@ -234,6 +233,9 @@ class Conversation:
         elif error.certainly_not_charged:
             # Providers count refused requests too. One that judged the request itself is no wall (any more).
             await self._limiter.settle(lane, grant, used_tokens=0, fault_over=not wall)
+        else:
+            # Nobody knows what it used; it is over all the same.
+            await self._limiter.settle(lane, grant, used_tokens=grant.tokens, fault_over=False)
         if isinstance(error, StructuredOutputUnsupported):
             return error
         if isinstance(outcome, Snoozed):

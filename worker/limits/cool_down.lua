@@ -1,11 +1,20 @@
--- Keep a lane from being granted anything for a while; the longer of two cool-downs wins.
+-- Grant nothing of a lane for a while; the longer of two cool-downs wins. Those who wait keep their order.
 --
--- KEYS[1] aq:limit:<lane>   ARGV[1] ms
+-- ARGV[1] lane, ARGV[2] us; keys: turns.lua
 
-local time = redis.call('TIME')
-local until_us = time[1] * 1000000 + time[2] + tonumber(ARGV[1]) * 1000
-if until_us > tonumber(redis.call('HGET', KEYS[1], 'cool_until_us') or '0') then
-  redis.call('HSET', KEYS[1], 'cool_until_us', string.format('%.0f', until_us))
-  redis.call('PEXPIRE', KEYS[1], math.max(300000, tonumber(ARGV[1]) + 60000))
+-- A lane that was refused has nothing saved up: at the end there is this much at once, no more.
+local START_US = 1000000
+
+local s = open(ARGV[1])
+local until_us = s.now_us + tonumber(ARGV[2])
+if until_us > s.cool_until_us then
+  s.cool_until_us = until_us
+  if s.rpm and s.request_us > 0 then
+    local empty_us = until_us + max(0, s.burst_us - START_US)
+    s.requests_tat_us, s.tokens_tat_us = max(s.requests_tat_us, empty_us), max(s.tokens_tat_us, empty_us)
+    note_floor(s, 'requests_floors', 0)
+    note_floor(s, 'tokens_floors', 0)
+  end
 end
+close(s)
 return 1

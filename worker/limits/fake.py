@@ -2,33 +2,42 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 
 from schemas.lane import Lane
 from schemas.outcome import Code
+from schemas.quota_told import QuotaTold
 from worker.limits.base import Answer, Granted
 
 
 class FakeLimiter:
-    """Remembers what it was told, as (verb, lane, amount)."""
+    """Remembers what it was told, as (verb, lane, amount), and which of its grants have not ended."""
 
     def __init__(self, script: Iterable[Answer] = ()) -> None:
         """Take the answers to the first reservations."""
         self._script = iter(script)
+        self._numbers = itertools.count(1)
         self.told: list[tuple[str, Lane, float]] = []
+        self.in_flight: dict[str, Granted] = {}
 
-    async def reserve(self, lane: Lane, *, tokens: int) -> Answer:
+    async def reserve(self, lane: Lane, *, tokens: int, owner: str) -> Answer:
         """Return the next answer, or a grant without a wait."""
         self.told.append(("reserve", lane, tokens))
-        return next(self._script, Granted(wait_s=0.0, tokens=tokens))
+        answer = next(self._script, None) or Granted(id=f"{owner}.{next(self._numbers)}", tokens=tokens)
+        if isinstance(answer, Granted):
+            self.in_flight[answer.id] = answer
+        return answer
 
     async def settle(self, lane: Lane, grant: Granted, *, used_tokens: int, fault_over: bool = True) -> None:  # noqa: ARG002 - the protocol's signature
-        """Remember the correction."""
-        self.told.append(("settle", lane, used_tokens - grant.tokens))
+        """Remember the correction, once."""
+        if self.in_flight.pop(grant.id, None):
+            self.told.append(("settle", lane, used_tokens - grant.tokens))
 
     async def cancel(self, lane: Lane, grant: Granted) -> None:
-        """Remember what was given back."""
-        self.told.append(("cancel", lane, grant.tokens))
+        """Remember what was given back, once."""
+        if self.in_flight.pop(grant.id, None):
+            self.told.append(("cancel", lane, grant.tokens))
 
     async def cool_down(self, lane: Lane, *, delay_s: float) -> None:
         """Remember the cool-down."""
@@ -37,3 +46,11 @@ class FakeLimiter:
     async def fault(self, lane: Lane, *, code: Code, reason: str) -> None:  # noqa: ARG002 - the protocol's signature
         """Remember that the lane has a fault."""
         self.told.append((f"fault {code}", lane, 0))
+
+    async def believe(self, lane: Lane, told: QuotaTold) -> None:
+        """Remember what remains of the tokens, as far as that was told."""
+        self.told.append(("believe", lane, told.remaining_tokens or 0))
+
+    async def expire(self) -> int:
+        """Find nobody dead."""
+        return 0

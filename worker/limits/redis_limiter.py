@@ -2,84 +2,103 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from dataclasses import dataclass
-from importlib import resources
+import uuid
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from typing import Any
 
 from redis.asyncio import Redis
 
 from schemas import names
 from schemas.lane import Lane, LaneFault
+from schemas.lane_limits import LaneLimits
 from schemas.outcome import Code
-from worker.errors import redis_away
-from worker.limits.base import Answer, Granted, Later, TooLarge
+from schemas.quota_told import QuotaTold
+from worker.clock import Clock
+from worker.errors import RedisAway, redis_away
+from worker.events import Events, ServiceFault
+from worker.limits.base import Answer, Granted, Later, Stopped, TooLarge
+from worker.limits.turns import Reply, Turns, channel
 
-# A turn further away than this is not reserved: the job waits in its line instead of on a thread.
-HORIZON_S = 5.0
-# A minute's limit comes back in 61 s: any 60 s touch at most so many whole seconds, which
-# reserve.lua counts by, and at this pace an even load never meets that guard.
-REFILL_S = 61
-
-
-@dataclass(frozen=True, slots=True)
-class LaneLimits:
-    """What a lane may do: requests and tokens a minute, and the seconds of them that may come at once."""
-
-    rpm: int
-    tpm: int
-    burst_s: float
-
-    @property
-    def burst_us(self) -> int:
-        """Return the burst in the buckets' time, in which a minute's limit is worth REFILL_S."""
-        return round(self.burst_s * 1e6 * REFILL_S / 60)
-
-    @property
-    def request_us(self) -> float:
-        """Return the microseconds after which a request has come back."""
-        return REFILL_S * 1e6 / self.rpm
-
-    @property
-    def token_us(self) -> float:
-        """Return the microseconds after which a token has come back."""
-        return REFILL_S * 1e6 / self.tpm
+# A call that was not ended after this long no longer counts as in flight; longer than any provider may take.
+HOLD_S = 900.0
+_RETRY_S = 1.0
+# One wait for a message; shorter than the client's socket time-out.
+_LISTEN_S = 10.0
+_CLOSE_WITHIN_S = 2.0
 
 
 class RedisLimiter:
-    """A token bucket a lane for requests and one for tokens, and a guard of the rolling minute (reserve.lua)."""
+    """Asks the scripts, sleeps exactly as long as they say, and is woken when a turn comes earlier."""
 
-    def __init__(self, redis: Redis, limits: LaneLimits) -> None:
-        """Apply the same limits to every lane."""
+    def __init__(
+        self,
+        redis: Redis,
+        *,
+        limits_of: Callable[[Lane], LaneLimits],
+        clock: Clock,
+        process: str,
+        events: Events,
+        hold_s: float = HOLD_S,
+    ) -> None:
+        """Limit each lane as `limits_of` says; `process` is this worker's name among the live ones (aq:workers)."""
         self._redis = redis
-        self._limits = limits
-        self._reserve = redis.register_script(_lua("reserve.lua"))
-        self._settle = redis.register_script(_lua("settle.lua"))
-        self._cool_down = redis.register_script(_lua("cool_down.lua"))
+        self._limits_of = limits_of
+        self._clock = clock
+        self._process = process
+        self._events = events
+        self._turns = Turns(redis, process=process, hold_s=hold_s)
+        # Who waits here, by ticket: done when its turn came early.
+        self._waiters: dict[str, asyncio.Future[None]] = {}
+        self._errands: set[asyncio.Task[None]] = set()
 
-    async def reserve(self, lane: Lane, *, tokens: int) -> Answer:
-        """Ask for one request of `tokens` tokens."""
-        limits = self._limits
-        paces = [limits.request_us, limits.token_us]
-        args = [limits.rpm, limits.tpm, limits.burst_us, tokens, int(HORIZON_S * 1e6), *paces]
-        with redis_away():
-            answer, wait_ms, second = await self._reserve(keys=[names.limit(lane.key)], args=args)
-        if answer < 0:
-            return TooLarge(limit_tokens=limits.tpm)
-        wait_s = wait_ms / 1000
-        return Granted(wait_s=wait_s, tokens=tokens, second=second) if answer else Later(wait_s=wait_s)
+    async def reserve(self, lane: Lane, *, tokens: int, owner: str) -> Answer:
+        """Wait for the turn of one request of `tokens` tokens."""
+        if self._clock.stopping:
+            return Stopped()
+        ticket = f"{owner}.{uuid.uuid4().hex[:12]}"
+        try:
+            return await self._await_turn(lane, ticket, tokens=tokens, owner=owner)
+        except asyncio.CancelledError:
+            self._give_back_soon(lane, ticket)
+            raise
+        finally:
+            self._waiters.pop(ticket, None)
+
+    async def _await_turn(self, lane: Lane, ticket: str, *, tokens: int, owner: str) -> Answer:
+        limits = self._limits_of(lane)
+        began_s: float | None = None
+        while True:
+            # Before the question, so that no word can come too early.
+            word = self._waiters[ticket] = asyncio.get_running_loop().create_future()
+            asked = await self._turns.ask(lane, limits, ticket=ticket, tokens=tokens, owner=owner)
+            match asked.reply:
+                case Reply.GRANTED:
+                    waited_s = 0.0 if began_s is None else time.monotonic() - began_s
+                    return Granted(id=ticket, tokens=tokens, waited_s=waited_s)
+                case Reply.TOO_LARGE:
+                    return TooLarge(limit_tokens=asked.amount)
+                case Reply.LATER:
+                    return Later(wait_s=asked.wait_s)
+                case Reply.WAIT:
+                    began_s = time.monotonic() if began_s is None else began_s
+                    if not await self._clock.nap(word, seconds=asked.wait_s):
+                        self._give_back_soon(lane, ticket)
+                        return Stopped()
 
     async def settle(self, lane: Lane, grant: Granted, *, used_tokens: int, fault_over: bool = True) -> None:
         """Correct the reservation to what was used."""
-        await self._correct(lane, grant, tokens=used_tokens - grant.tokens, requests=0, fault_over=fault_over)
+        await self._turns.settle(lane, grant.id, used_tokens=used_tokens, fault_over=fault_over)
 
     async def cancel(self, lane: Lane, grant: Granted) -> None:
         """Give the request and its tokens back."""
-        await self._correct(lane, grant, tokens=-grant.tokens, requests=-1, fault_over=False)
+        await self._turns.give_back(lane, grant.id)
 
     async def cool_down(self, lane: Lane, *, delay_s: float) -> None:
         """Grant nothing of the lane for this long."""
-        with redis_away():
-            await self._cool_down(keys=[names.limit(lane.key)], args=[int(delay_s * 1000)])
+        await self._turns.cool_down(lane, delay_s=delay_s)
 
     async def fault(self, lane: Lane, *, code: Code, reason: str) -> None:
         """Record why the lane stands still; a fault of the same code keeps its beginning."""
@@ -98,14 +117,61 @@ class RedisLimiter:
         with redis_away():
             await self._redis.hset(names.FAULTS, lane.key, fault.model_dump_json())
 
-    async def _correct(self, lane: Lane, grant: Granted, *, tokens: int, requests: int, fault_over: bool) -> None:
-        paces = [self._limits.request_us, self._limits.token_us]
-        with redis_away():
-            await self._settle(
-                keys=[names.limit(lane.key), names.FAULTS],
-                args=[grant.second, tokens, requests, *paces, lane.key if fault_over else ""],
-            )
+    async def believe(self, lane: Lane, told: QuotaTold) -> None:
+        """Ask the script only where the word could mean less than we grant."""
+        limits = self._limits_of(lane)
+        if _is_tight(told.limit_requests, told.remaining_requests, limits.rpm) or _is_tight(
+            told.limit_tokens, told.remaining_tokens, limits.tpm
+        ):
+            await self._turns.believe(lane, limits, told)
+
+    async def expire(self) -> int:
+        """Free what dead processes left, of the lanes whose turn it is to be looked at."""
+        return await self._turns.expire()
+
+    async def listen_forever(self) -> None:
+        """Wake those whose turn came earlier than they were told, until cancelled; without it they sleep on."""
+        while True:
+            try:
+                with redis_away():
+                    await self._wake_on_messages()
+            except RedisAway as exc:
+                self._events.emit(ServiceFault(part="redis", error=f"turns: {exc}"))
+                await asyncio.sleep(_RETRY_S)
+
+    async def aclose(self) -> None:
+        """Wait a little for what was still to be given back."""
+        if self._errands:
+            _, late = await asyncio.wait(self._errands, timeout=_CLOSE_WITHIN_S)
+            for errand in late:
+                errand.cancel()
+
+    async def _wake_on_messages(self) -> None:
+        async with self._redis.pubsub(ignore_subscribe_messages=True) as listener:
+            await listener.subscribe(channel(self._process))
+            while True:
+                message = await listener.get_message(timeout=_LISTEN_S)
+                if message is not None:
+                    word = self._waiters.get(message["data"].decode())
+                    if word is not None and not word.done():
+                        word.set_result(None)
+
+    def _give_back_soon(self, lane: Lane, ticket: str) -> None:
+        """Give up the place without holding up who leaves; what fails here expires by itself."""
+
+        async def give_back() -> None:
+            with suppress(RedisAway):
+                await self._turns.give_back(lane, ticket)
+
+        self._run(give_back())
+
+    def _run(self, errand: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(errand)
+        self._errands.add(task)
+        task.add_done_callback(self._errands.discard)
 
 
-def _lua(name: str) -> str:
-    return resources.files("worker.limits").joinpath(name).read_text("utf-8")
+def _is_tight(limit: float | None, remaining: float | None, ours: int) -> bool:
+    """Return whether a limit is lower than ours, or less than a tenth of it remains."""
+    most = ours if limit is None else limit
+    return most < ours or (remaining is not None and remaining < most / 10)

@@ -6,7 +6,7 @@
 -- Keys of a lane. All of them are written together and expire together, when the lane has been
 -- idle long enough to be as good as new:
 --
---   aq:limit:<lane>    hash, see NUMBERS and TEXTS below
+--   aq:limit:<lane>    hash, see `read` below
 --   aq:cells:<lane>    list, the ledger of the rolling window, oldest first: `<last_us> <requests>
 --                      <tokens>`, what was granted within the same CELL_US, and when the last of it
 --                      was. The n-th cell that the lane ever had stands at index n - gone_cells.
@@ -59,40 +59,6 @@ local GRANTS_AT_ONCE, FLOORS = 128, 16
 -- The keys outlast what they hold by this; they are renewed once they no longer do.
 local SPARE_US = 60000000
 
-local NUMBERS = {
-  'offset_us',         -- added to the server's time
-  'seen_us',           -- the largest time that was ever seen
-  'requests_tat_us',   -- when the bucket of requests would be full again
-  'tokens_tat_us',     -- ... and that of tokens
-  'cool_until_us',     -- nothing is granted before
-  'requests',          -- the sums of the ledger's cells
-  'tokens',
-  'gone_cells',        -- cells that have left the ledger
-  'made_cells',        -- cells that ever entered it
-  'oldest_gone_us',    -- when the oldest cell leaves
-  'newest_us',         -- the last charge of the newest cell
-  'waiting',           -- tickets, and their tokens
-  'waiting_tokens',
-  'avg_tokens',        -- of the calls that were asked for last
-  'told_rpm',          -- the provider's own word on the limits, lower than ours,
-  'told_tpm',
-  'told_until_us',     -- and until when it is believed
-  'kept_us',           -- when the keys expire
-}
-local TEXTS = {
-  -- `<rpm> <tpm> <burst_us> <pace_us> <window> <max_concurrency> <hold_us>`: what a minute may have;
-  -- how much of it at once, in the time in which it flows back; the time in which all of a
-  -- minute's limit flows back, 0 if nothing is paced; 1 if the window is guarded; most calls in
-  -- flight, 0 for any number; after how long a call counts as lost
-  'limits',
-  -- cmsgpack of { cell, backlog, cell, backlog, ... }, see `note_floor`
-  'requests_floors',
-  'tokens_floors',
-}
-local FIELDS = {}
-for _, field in ipairs(NUMBERS) do FIELDS[#FIELDS + 1] = field end
-for _, field in ipairs(TEXTS) do FIELDS[#FIELDS + 1] = field end
-
 local floor, ceil, max, min = math.floor, math.ceil, math.max, math.min
 
 local function clock()
@@ -104,20 +70,39 @@ local function whole(number)
   return string.format('%.0f', number)
 end
 
+-- The hash of a lane has these fields; the first two are numbers, packed: reading and writing
+-- them by name would be most of what a script costs.
+--   limits            what the lane may do, as it was last told by who asks, see `apply_limits`
+--   state             see `read`
+--   forgiven          there once a person says that the cool-down's reason is gone
+--   requests_floors,  cmsgpack of { cell, backlog, cell, backlog, ... }, see `note_floor`
+--   tokens_floors
+local LIMITS, STATE = '<ddddddd', '<dddddddddddddddddd'
+local NEW = string.rep('\0', 18 * 8)
+
 -- The lane as it stands, at the server's time; nothing is written.
 local function read(lane, server_us)
   local s = { lane = lane, key = 'aq:limit:' .. lane, cells_key = 'aq:cells:' .. lane,
-    tickets_key = 'aq:tickets:' .. lane, held_key = 'aq:held:' .. lane, was = {} }
-  local raw = redis.call('HMGET', s.key, unpack(FIELDS))
-  local numbers = #NUMBERS
-  for i = 1, numbers do
-    local number = tonumber(raw[i])
-    s.was[i] = number
-    s[NUMBERS[i]] = number or 0
-  end
-  for i = 1, #TEXTS do
-    s.was[numbers + i] = raw[numbers + i]
-    s[TEXTS[i]] = raw[numbers + i]
+    tickets_key = 'aq:tickets:' .. lane, held_key = 'aq:held:' .. lane }
+  local raw = redis.call('HMGET', s.key, 'limits', 'state', 'requests_floors', 'tokens_floors',
+    'forgiven')
+  s.limits, s.requests_floors, s.tokens_floors = raw[1], raw[3], raw[4]
+  s.old_limits, s.old_requests_floors, s.old_tokens_floors = raw[1], raw[3], raw[4]
+  s.offset_us,                                  -- added to the server's time
+    s.seen_us,                                  -- the largest time that was ever seen
+    s.requests_tat_us, s.tokens_tat_us,         -- when the buckets would be full again
+    s.cool_until_us,                            -- nothing is granted before
+    s.requests, s.tokens,                       -- the sums of the ledger's cells
+    s.gone_cells, s.made_cells,                 -- cells that have left the ledger, that ever entered it
+    s.oldest_gone_us,                           -- when the oldest cell leaves
+    s.newest_us,                                -- the last charge of the newest
+    s.waiting, s.waiting_tokens,                -- tickets, and their tokens
+    s.avg_tokens,                               -- of the calls that were asked for last
+    s.told_rpm, s.told_tpm, s.told_until_us,    -- limits that the provider told, 0 if not lower than ours
+    s.kept_us                                   -- when the keys expire
+    = struct.unpack(STATE, raw[2] or NEW)
+  if raw[5] then
+    s.cool_until_us, s.forgiven = 0, true
   end
   s.now_us = server_us + s.offset_us
   if s.now_us < s.seen_us then
@@ -128,19 +113,30 @@ local function read(lane, server_us)
   return s
 end
 
--- Make the numbers of `limits` ready; false while nobody has told the lane's limits.
+local function packed(s)
+  return struct.pack(STATE, s.offset_us, s.seen_us, s.requests_tat_us, s.tokens_tat_us, s.cool_until_us,
+    s.requests, s.tokens, s.gone_cells, s.made_cells, s.oldest_gone_us, s.newest_us,
+    s.waiting, s.waiting_tokens, s.avg_tokens, s.told_rpm, s.told_tpm, s.told_until_us, s.kept_us)
+end
+
+-- Make the lane's limits ready; false while nobody has told them.
 local function apply_limits(s)
   if not s.limits then
     return false
   end
-  local rpm, tpm, burst_us, pace_us, window, most, hold_us =
-    string.match(s.limits, '^(%d+) (%d+) (%d+) (%d+) (%d) (%d+) (%d+)$')
-  s.rpm, s.tpm, s.burst_us, s.hold_us = tonumber(rpm), tonumber(tpm), tonumber(burst_us), tonumber(hold_us)
-  s.window, s.most = window == '1', tonumber(most)
+  local pace_us, window
+  s.rpm, s.tpm,    -- what a minute may have
+    s.burst_us,    -- how much of it at once, in the time in which that flows back
+    pace_us,       -- the time in which all of a minute's limit flows back; 0 if nothing is paced
+    window,        -- 1 if the window is guarded
+    s.most,        -- most calls in flight, 0 for any number
+    s.hold_us      -- after how long a call counts as lost
+    = struct.unpack(LIMITS, s.limits)
   if s.told_until_us > s.now_us then
     s.rpm = s.told_rpm > 0 and min(s.rpm, s.told_rpm) or s.rpm
     s.tpm = s.told_tpm > 0 and min(s.tpm, s.told_tpm) or s.tpm
   end
+  s.window = window == 1
   s.request_us, s.token_us = pace_us / s.rpm, pace_us / s.tpm
   return true
 end
@@ -153,11 +149,10 @@ local function forget(s)
       s.gone_cells, s.requests, s.tokens = s.made_cells, 0, 0
       return
     end
-    local last_us, requests, tokens = string.match(redis.call('LPOP', s.cells_key), '^(%d+) (%d+) (%d+)$')
+    local _, requests, tokens = string.match(redis.call('LPOP', s.cells_key), '^(%d+) (%d+) (%d+)$')
     s.gone_cells = s.gone_cells + 1
     s.requests, s.tokens = s.requests - requests, s.tokens - tokens
-    last_us = string.match(redis.call('LINDEX', s.cells_key, 0), '^%d+')
-    s.oldest_gone_us = last_us + WINDOW_US
+    s.oldest_gone_us = string.match(redis.call('LINDEX', s.cells_key, 0), '^%d+') + WINDOW_US
   end
 end
 
@@ -184,6 +179,29 @@ local function window_turn(s, requests, tokens)
   return at_us
 end
 
+-- How many requests and tokens the window has room for by then, as far as so many are wanted.
+local function window_room(s, until_us, wanted, wanted_tokens)
+  if s.newest_us + WINDOW_US <= until_us then
+    return s.rpm, s.tpm
+  end
+  local free, free_tokens, index = s.rpm - s.requests, s.tpm - s.tokens, 0
+  while free < min(wanted, s.rpm) or free_tokens < min(wanted_tokens, s.tpm) do
+    local cells = redis.call('LRANGE', s.cells_key, index, index + 63)
+    index = index + #cells
+    for _, cell in ipairs(cells) do
+      local last_us, held, held_tokens = string.match(cell, '^(%d+) (%d+) (%d+)$')
+      if last_us + WINDOW_US > until_us then
+        return free, free_tokens
+      end
+      free, free_tokens = free + held, free_tokens + held_tokens
+    end
+    if #cells == 0 then
+      break
+    end
+  end
+  return free, free_tokens
+end
+
 -- When a call of so many tokens may be made behind so many others. Exact for the next call; for
 -- later ones never too late, as long as nothing is given back.
 local function turn(s, ahead, ahead_tokens, tokens)
@@ -198,28 +216,30 @@ local function turn(s, ahead, ahead_tokens, tokens)
 end
 
 -- How many more jobs of the lane's average size get their turn within the horizon, behind those
--- who wait and `entering` more; and if none does, after how many us one would. Writes nothing.
+-- who wait and `entering` more; if none does, after how many us one would; and that average, in
+-- tokens (nil: not known). Writes nothing.
 local function lane_room(lane, now_us, horizon_us, entering)
   local s = read(lane, now_us)
   local until_us = s.now_us + horizon_us
+  local size = max(1, s.avg_tokens)
   if s.cool_until_us > until_us then
-    return 0, s.cool_until_us - until_us
+    return 0, s.cool_until_us - until_us, size
   end
   if not apply_limits(s) then
-    return max(0, UNKNOWN_JOBS - entering), entering < UNKNOWN_JOBS and 0 or 100000
+    return max(0, UNKNOWN_JOBS - entering), entering < UNKNOWN_JOBS and 0 or 100000, nil
   end
+  size = min(size, s.tpm)
   local jobs = math.huge
   if s.most > 0 then
     jobs = s.most - redis.call('HLEN', s.held_key) - entering
     if jobs <= 0 then
-      return 0, SLOT_RETRY_US
+      return 0, SLOT_RETRY_US, size
     end
   end
-  local size = max(1, min(s.avg_tokens, s.tpm))
   local ahead, ahead_tokens = s.waiting + entering, s.waiting_tokens + entering * size
   local next_us = turn(s, ahead, ahead_tokens, size)
   if next_us > until_us then
-    return 0, next_us - until_us
+    return 0, next_us - until_us, size
   end
   local from_us = max(s.now_us, s.cool_until_us)
   local function paced(tat_us, each_us, taken_us)
@@ -229,16 +249,8 @@ local function lane_room(lane, now_us, horizon_us, entering)
   jobs = min(jobs, paced(s.requests_tat_us, s.request_us, ahead * s.request_us),
     paced(s.tokens_tat_us, size * s.token_us, ahead_tokens * s.token_us))
   if s.window then
-    local free, free_tokens, index = s.rpm - s.requests - ahead, s.tpm - s.tokens - ahead_tokens, 0
-    while free < jobs or free_tokens < jobs * size do
-      local cell = redis.call('LINDEX', s.cells_key, index)
-      local last_us, held, held_tokens = string.match(cell or '', '^(%d+) (%d+) (%d+)$')
-      if not last_us or last_us + WINDOW_US > until_us then
-        break
-      end
-      free, free_tokens, index = free + held, free_tokens + held_tokens, index + 1
-    end
-    jobs = min(jobs, free, floor(free_tokens / size))
+    local free, free_tokens = window_room(s, until_us, ahead + jobs, ahead_tokens + jobs * size)
+    jobs = min(jobs, free - ahead, floor((free_tokens - ahead_tokens) / size))
   end
-  return max(1, jobs), 0
+  return max(1, jobs), 0, size
 end
