@@ -178,6 +178,8 @@ class Conversation:
         # Before anything else: from here on the reply is ours, whatever becomes of this worker.
         await self._queue.append(claimed, step, index=index)
         await self._limiter.settle(lane, answer, used_tokens=step.usage.total_tokens or tokens)
+        if reply.told is not None:
+            await self._limiter.believe(lane, reply.told)
         self._tell(claimed, lane, began_s, outcome="ok", status=200, usage=step.usage)
         return step
 
@@ -221,6 +223,8 @@ class Conversation:
         elif error.certainly_not_charged:
             # Providers count refused requests too. One that judged the request itself is no wall (any more).
             await self._limiter.settle(lane, grant, used_tokens=0, fault_over=not wall)
+        if error.told is not None:
+            await self._limiter.believe(lane, error.told)
         if isinstance(error, StructuredOutputUnsupported):
             return error
         if isinstance(outcome, Snoozed):

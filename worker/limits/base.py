@@ -7,6 +7,7 @@ from typing import Protocol
 
 from schemas.lane import Lane
 from schemas.outcome import Code
+from schemas.quota_told import QuotaTold
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,10 @@ class Limiter(Protocol):
 
     async def cool_down(self, lane: Lane, *, delay_s: float) -> None:
         """Grant nothing of the lane for this long; of two cool-downs the longer wins."""
+        ...
+
+    async def believe(self, lane: Lane, told: QuotaTold) -> None:
+        """Take what the provider said of its limits into account."""
         ...
 
     async def fault(self, lane: Lane, *, code: Code, reason: str) -> None:

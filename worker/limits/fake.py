@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from schemas.lane import Lane
 from schemas.outcome import Code
+from schemas.quota_told import QuotaTold
 from worker.limits.base import Answer, Granted
 
 
@@ -33,6 +34,10 @@ class FakeLimiter:
     async def cool_down(self, lane: Lane, *, delay_s: float) -> None:
         """Remember the cool-down."""
         self.told.append(("cool_down", lane, delay_s))
+
+    async def believe(self, lane: Lane, told: QuotaTold) -> None:
+        """Remember what is left of the requests, as far as it was told."""
+        self.told.append(("believe", lane, -1 if told.remaining_requests is None else told.remaining_requests))
 
     async def fault(self, lane: Lane, *, code: Code, reason: str) -> None:  # noqa: ARG002 - the protocol's signature
         """Remember that the lane has a fault."""

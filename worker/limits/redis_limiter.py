@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 from schemas import names
 from schemas.lane import Lane, LaneFault
 from schemas.outcome import Code
+from schemas.quota_told import QuotaTold
 from worker.errors import redis_away
 from worker.limits.base import Answer, Granted, Later, TooLarge
 
@@ -80,6 +81,9 @@ class RedisLimiter:
         """Grant nothing of the lane for this long."""
         with redis_away():
             await self._cool_down(keys=[names.limit(lane.key)], args=[int(delay_s * 1000)])
+
+    async def believe(self, lane: Lane, told: QuotaTold) -> None:
+        """Do nothing: this limiter keeps to its own limits, and learns from a 429 only."""
 
     async def fault(self, lane: Lane, *, code: Code, reason: str) -> None:
         """Record why the lane stands still; a fault of the same code keeps its beginning."""
