@@ -38,6 +38,8 @@ from worker.errors import RedisAway, redis_away
 from worker.events import Events, ServiceFault, ToolCrashed
 from worker.flow.converse import Conversation
 from worker.flow.run import Flow
+from worker.limits.estimate_exchange import EstimateExchange
+from worker.limits.learned import Estimates
 from worker.limits.redis_limiter import LaneLimits, RedisLimiter
 from worker.metrics import Metrics
 from worker.parent import die_with_parent, heed_first_sigterm
@@ -75,6 +77,7 @@ class _Running:
     redis: Redis
     clients: tuple[httpx.AsyncClient, ...]
     toolbox: WorkerToolbox
+    exchange: EstimateExchange
     tasks: tuple[asyncio.Task[None], ...]
     process: str
     events: Events
@@ -154,11 +157,14 @@ class Runtime(Middleware):
             on_crash=lambda tool, error: events.emit(ToolCrashed(tool, error)),
         )
         limiter = RedisLimiter(redis, LaneLimits(rpm=settings.rpm, tpm=settings.tpm, burst_s=settings.burst_s))
+        estimates = Estimates()
+        exchange = EstimateExchange(redis, estimates, events)
         conversation = Conversation(
             providers=providers,
             schema_tools=SchemaTools(native) if native else None,
             toolbox=toolbox,
             limiter=limiter,
+            estimates=estimates,
             queue=queue,
             clock=clock,
             events=events,
@@ -196,6 +202,7 @@ class Runtime(Middleware):
                 admission.beat_forever(),
                 admission.listen_forever(),
                 sweeper.run_forever(),
+                exchange.exchange_forever(),
             )
         )
         return _Running(
@@ -208,6 +215,7 @@ class Runtime(Middleware):
             redis=redis,
             clients=(client, webhooks),
             toolbox=toolbox,
+            exchange=exchange,
             tasks=tasks,
             process=process,
             events=events,
@@ -225,6 +233,10 @@ class Runtime(Middleware):
 
     async def _stop(self, running: _Running) -> None:
         await end(running.tasks)
+        # What the last calls taught, the next worker shall know; a courtesy too.
+        with suppress(TimeoutError, RedisAway):
+            async with asyncio.timeout(_LEAVE_WITHIN_S):
+                await running.exchange.exchange(all_news=True)
         await running.toolbox.aclose()
         for client in running.clients:
             await client.aclose()

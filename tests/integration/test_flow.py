@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import socket
 import sqlite3
 import threading
@@ -26,6 +27,7 @@ from schemas.assistant import DEFAULT_MAX_REPAIRS
 from schemas.database import engine_for, ensure_tables
 from schemas.lane import Lane
 from schemas.outcome import Code
+from schemas.quota_told import QuotaTold
 from schemas.tables import Job, ThreadMessage
 from tests.given import (
     LINE,
@@ -66,7 +68,8 @@ from worker.events import (
 )
 from worker.flow.converse import Conversation
 from worker.flow.run import Flow
-from worker.limits.base import Granted
+from worker.limits.base import Answer, Granted
+from worker.limits.learned import SEEN_MIN, Estimates
 from worker.limits.redis_limiter import LaneLimits, RedisLimiter
 from worker.providers.openai_compatible import OpenAICompatible, http_client
 from worker.queue.leases import Leases
@@ -105,6 +108,7 @@ class Worker:
         self.store = SqlStore(self.engine)
         self.clock = Clock()
         self.limiter = RedisLimiter(self.redis, self.limits)
+        self.estimates = Estimates()
         self.provider = OpenAICompatible(self.client, base_url=self.base_url, api_key="sk-CANARY")
         self.toolbox = WorkerToolbox(
             environment={},
@@ -116,6 +120,7 @@ class Worker:
             schema_tools=None,
             toolbox=self.toolbox,
             limiter=self.limiter,
+            estimates=self.estimates,
             queue=self.queue,
             clock=self.clock,
             events=self.events,
@@ -400,6 +405,86 @@ async def test_a_call_larger_than_the_lane_fails_at_once(
     await worker.run()
     assert ended(producer).error_code == "too_large_for_limit"
     assert loopback_provider.count == 0
+
+
+class TestReservations:
+    @pytest.fixture
+    def asked(self, worker: Worker, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+        """The tokens of each reservation."""
+        asked: list[int] = []
+        reserve = worker.limiter.reserve
+
+        async def spy(lane: Lane, *, tokens: int) -> Answer:
+            asked.append(tokens)
+            return await reserve(lane, tokens=tokens)
+
+        monkeypatch.setattr(worker.limiter, "reserve", spy)
+        return asked
+
+    async def test_what_calls_of_an_assistant_need_is_learned(
+        self, worker: Worker, producer: Producer, asked: list[int]
+    ) -> None:
+        producer.enqueue_many([a_job(max_tokens=300) for _ in range(SEEN_MIN)])
+        await worker.run()
+        assert set(asked) == {asked[0]}
+        assert asked[0] > 300
+        producer.enqueue(a_job("j", max_tokens=300))
+        await worker.run()
+        used = ended(producer)
+        total = used.prompt_tokens + used.completion_tokens
+        assert total <= asked[-1] <= total * 1.05 + 2
+        # What is asked for in another form is another matter.
+        producer.enqueue(a_job("k", max_tokens=300, output=OutputSpec(type="enum", enum=("good", "bad"))))
+        await worker.run()
+        assert asked[-1] > 300
+
+    async def test_a_provider_that_counts_nothing_is_expected_to_use_all_that_is_allowed(
+        self, worker: Worker, producer: Producer, loopback_provider: LoopbackProvider, asked: list[int]
+    ) -> None:
+        message = {"role": "assistant", "content": '"positive"'}
+        uncounted = {"model": "m1", "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
+        loopback_provider.queue(*[status(200, uncounted)] * (SEEN_MIN + 1))
+        producer.enqueue_many([a_job(max_tokens=300) for _ in range(SEEN_MIN + 1)])
+        await worker.run()
+        producer.enqueue(a_job(max_tokens=300))
+        await worker.run()
+        assert min(asked) > 300
+
+    async def test_each_step_of_a_tool_loop_is_a_reservation_of_its_own(
+        self, worker: Worker, producer: Producer, loopback_provider: LoopbackProvider, asked: list[int]
+    ) -> None:
+        function = {"name": "word_count", "arguments": '{"text": "one two"}'}
+        call = {"id": "c1", "type": "function", "function": function}
+        message = {"role": "assistant", "content": None, "tool_calls": [call]}
+        usage = {"prompt_tokens": 20, "completion_tokens": 10}
+        choices = [{"index": 0, "message": message, "finish_reason": "tool_calls"}]
+        loopback_provider.queue(status(200, {"model": "m1", "choices": choices, "usage": usage}))
+        producer.enqueue(a_job("j", tools=[{"type": "python", "name": "word_count"}]))
+        await worker.run()
+        assert (ended(producer).status, ended(producer).requests) == (Status.SUCCEEDED, 2)
+        first, second = asked
+        assert second > first
+
+    async def test_what_the_provider_tells_of_its_limits_reaches_the_limiter(
+        self,
+        worker: Worker,
+        producer: Producer,
+        loopback_provider: LoopbackProvider,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        believed: list[tuple[Lane, QuotaTold]] = []
+
+        async def believe(lane: Lane, told: QuotaTold) -> None:
+            believed.append((lane, told))
+
+        monkeypatch.setattr(worker.limiter, "believe", believe)
+        loopback_provider.queue(
+            status(429, headers={"retry-after-ms": "1", "x-ratelimit-remaining-requests": "0"}),
+            dataclasses.replace(answers('"positive"'), headers={"x-ratelimit-remaining-requests": "5"}),
+        )
+        producer.enqueue(a_job("j"))
+        await worker.finish_all()
+        assert believed == [(LANE, QuotaTold(remaining_requests=0)), (LANE, QuotaTold(remaining_requests=5))]
 
 
 class TestFaultsOfTheProvider:

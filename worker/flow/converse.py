@@ -15,9 +15,9 @@ from worker.events import Events, LimiterWaited, ProviderCalled, ToolCalled
 from worker.flow.decide import decide_error, decide_refusal, decide_tools
 from worker.flow.moves import Ask, Rules, RunTools, next_move
 from worker.flow.prepare import Prepared
-from worker.flow.request import request_of
+from worker.flow.request import estimate_key, request_of
 from worker.limits.base import Granted, Limiter
-from worker.limits.estimate import call_tokens
+from worker.limits.learned import EstimateKey, Estimates
 from worker.providers.base import ChatRequest, Provider, StructuredOutput
 from worker.providers.errors import ProviderError, StructuredOutputUnsupported, Unreachable
 from worker.queue.queue import Claimed, JobQueue
@@ -47,6 +47,7 @@ class Conversation:
         schema_tools: Provider | None,
         toolbox: Toolbox,
         limiter: Limiter,
+        estimates: Estimates,
         queue: JobQueue,
         clock: Clock,
         events: Events,
@@ -60,6 +61,7 @@ class Conversation:
         self._schema_tools = schema_tools
         self._toolbox = toolbox
         self._limiter = limiter
+        self._estimates = estimates
         self._queue = queue
         self._clock = clock
         self._events = events
@@ -112,6 +114,7 @@ class Conversation:
         lane: Lane,
     ) -> ReplyStep | Outcome:
         """Buy one completion; a provider without native structured output is asked once more, by instruction."""
+        key = estimate_key(claimed.record, prepared)
         refs = [step.thread_ref for step in steps if isinstance(step, ReplyStep) and step.thread_ref]
         while True:
             structured = self._structured(prepared, lane)
@@ -125,7 +128,7 @@ class Conversation:
                 thread_ref=refs[-1] if refs else prepared.thread_ref,
             )
             bought = await self._call(
-                claimed, request, index=len(steps), kind=prepared.provider, provider=provider, lane=lane
+                claimed, request, index=len(steps), kind=prepared.provider, provider=provider, lane=lane, key=key
             )
             if not isinstance(bought, StructuredOutputUnsupported):
                 return bought
@@ -140,14 +143,18 @@ class Conversation:
         return wanted
 
     async def _call(
-        self, claimed: Claimed, request: ChatRequest, *, index: int, kind: ProviderKind, provider: Provider, lane: Lane
+        self,
+        claimed: Claimed,
+        request: ChatRequest,
+        *,
+        index: int,
+        kind: ProviderKind,
+        provider: Provider,
+        lane: Lane,
+        key: EstimateKey,
     ) -> ReplyStep | Outcome | StructuredOutputUnsupported:
-        tokens = call_tokens(
-            request.messages,
-            max_tokens=request.max_tokens,
-            choices=request.n or 1,
-            attached=[request.response_schema, *(tool.parameters for tool in request.tools)],
-        )
+        expected = self._estimates.expect(request, key)
+        tokens = expected.total
         answer = await self._limiter.reserve(lane, tokens=tokens)
         if not isinstance(answer, Granted):
             return decide_refusal(answer, tokens=tokens)
@@ -177,6 +184,7 @@ class Conversation:
         )
         # Before anything else: from here on the reply is ours, whatever becomes of this worker.
         await self._queue.append(claimed, step, index=index)
+        self._estimates.learn(key, expected, reply.usage)
         await self._limiter.settle(lane, answer, used_tokens=step.usage.total_tokens or tokens)
         if reply.told is not None:
             await self._limiter.believe(lane, reply.told)
