@@ -28,6 +28,7 @@ server's clock.
 | `aq:batches` | zset | batches by creation time |
 | `aq:ending` | set | batches whose last job ended and whose end is not yet in SQL |
 | `aq:limit:<lane>` | hash | the lane's token bucket, see worker/limits/reserve.lua |
+| `aq:seen:<calls that are alike>` | hash | histograms of what calls needed, see worker/limits/exchange_estimates.lua |
 | `aq:faults` | hash | lanes that stand still -> JSON of LaneFault |
 """  # noqa: E501 - a table row is one line
 
@@ -123,6 +124,11 @@ def batch_lines(batch_id: str) -> str:
 def batch_rows(batch_id: str) -> str:
     """Return the key of the bitmap of a batch's enqueued rows."""
     return f"{PREFIX}:rows:{batch_id}"
+
+
+def seen(calls: str) -> str:
+    """Return the key of what calls that are alike needed."""
+    return f"{PREFIX}:seen:{calls}"
 
 
 def limit(lane: str) -> str:

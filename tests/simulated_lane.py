@@ -1,4 +1,4 @@
-"""A lane of the real scripts on a real server, whose clock the test moves, with waiters that behave as the limiter's do.
+"""A lane of the real scripts on a real server, whose clock the test moves; its waiters behave as the limiter's do.
 
 Every grant is audited when its owner hears of it, for that is when the call would be sent.
 """

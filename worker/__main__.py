@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from schemas.errors import AssistqError
+from schemas.lane_config import LaneConfig
 from schemas.settings import Settings
 
 DEFAULT_THREADS = 64
@@ -24,6 +25,8 @@ def main() -> None:
     """Replace this process by worker.master."""
     try:
         settings = Settings.from_env()
+        # A wrong file is one error here, not one in each process.
+        LaneConfig.load(settings)
     except AssistqError as exc:
         sys.exit(f"worker: {exc}")
     if not settings.provider_configured:

@@ -29,7 +29,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from schemas import names
 from schemas.assistant import ProviderKind
 from schemas.database import engine_for, ensure_tables
-from schemas.lane_limits import LaneLimits
+from schemas.lane_config import LaneConfig
 from schemas.settings import Settings
 from worker import actors, logs
 from worker.admission.admission import Admission
@@ -41,6 +41,8 @@ from worker.errors import RedisAway, redis_away
 from worker.events import Events, ServiceFault, ToolCrashed
 from worker.flow.converse import Conversation
 from worker.flow.run import Flow
+from worker.limits.estimate_exchange import EstimateExchange
+from worker.limits.learned import Estimates
 from worker.limits.redis_limiter import RedisLimiter
 from worker.metrics import Metrics
 from worker.parent import die_with_parent, heed_first_sigterm
@@ -79,6 +81,7 @@ class _Running:
     redis: Redis
     clients: tuple[httpx.AsyncClient, ...]
     toolbox: WorkerToolbox
+    exchange: EstimateExchange
     tasks: tuple[asyncio.Task[None], ...]
     process: str
     events: Events
@@ -158,13 +161,16 @@ class Runtime(Middleware):
             on_crash=lambda tool, error: events.emit(ToolCrashed(tool, error)),
         )
         process = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
-        limits = LaneLimits(rpm=settings.rpm, tpm=settings.tpm, burst_s=settings.burst_s, shape=settings.shape)
-        limiter = RedisLimiter(redis, limits_of=lambda _: limits, clock=clock, process=process, events=events)
+        lanes = LaneConfig.load(settings)
+        limiter = RedisLimiter(redis, limits_of=lanes.limits_of, clock=clock, process=process, events=events)
+        estimates = Estimates()
+        exchange = EstimateExchange(redis, estimates, events)
         conversation = Conversation(
             providers=providers,
             schema_tools=SchemaTools(native) if native else None,
             toolbox=toolbox,
             limiter=limiter,
+            estimates=estimates,
             queue=queue,
             clock=clock,
             events=events,
@@ -183,11 +189,13 @@ class Runtime(Middleware):
         webhooks = webhook_client(max_connections=threads)
         deliveries = Deliveries(engine)
         sender = WebhookSender(webhooks, deliveries=deliveries, events=events)
+        releases = Releases(redis)
+        await releases.set_weights(lanes.weights)
         admission = Admission(
             process=process,
             capacity=threads,
             queue=queue,
-            releases=Releases(redis),
+            releases=releases,
             redis=redis,
             send=self._send_jobs,
             events=events,
@@ -210,6 +218,7 @@ class Runtime(Middleware):
                 sweeper.run_forever(),
                 Drainer(queue=queue, run=flow.run, clock=clock, events=events).run_forever(),
                 limiter.listen_forever(),
+                exchange.exchange_forever(),
             )
         )
         return _Running(
@@ -223,6 +232,7 @@ class Runtime(Middleware):
             redis=redis,
             clients=(client, webhooks),
             toolbox=toolbox,
+            exchange=exchange,
             tasks=tasks,
             process=process,
             events=events,
@@ -241,6 +251,10 @@ class Runtime(Middleware):
     async def _stop(self, running: _Running) -> None:
         await end(running.tasks)
         await running.limiter.aclose()
+        # What the last calls taught, the next worker shall know; a courtesy too.
+        with suppress(TimeoutError, RedisAway):
+            async with asyncio.timeout(_LEAVE_WITHIN_S):
+                await running.exchange.exchange(all_news=True)
         await running.toolbox.aclose()
         for client in running.clients:
             await client.aclose()

@@ -27,6 +27,7 @@ from schemas.assistant import AssistantConfig, ProviderKind
 from schemas.batch import BatchStatus
 from schemas.errors import AssistqError, InputError, ProducerError
 from schemas.lane import Lane, LaneFault, provider_name
+from schemas.lane_config import LaneConfig
 from schemas.outcome import Code, Status
 from schemas.settings import Settings
 from schemas.webhook import DeliveryState, checked_url
@@ -84,6 +85,8 @@ def run(
     """
     began_s = time.monotonic()
     settings = Settings.from_env()
+    # Here, a wrong file is one error before anything starts; the workers read it for themselves.
+    LaneConfig.load(settings)
     out_path = _results_path(file, out_path)
     if webhook is not None:
         checked_url(webhook)

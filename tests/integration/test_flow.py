@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import socket
 import sqlite3
 import threading
@@ -25,7 +26,9 @@ from schemas import JobResult, OutputSpec, ProducerError, Rejection, Status, Usa
 from schemas.assistant import DEFAULT_MAX_REPAIRS
 from schemas.database import engine_for, ensure_tables
 from schemas.lane import Lane
+from schemas.lane_limits import LaneLimits
 from schemas.outcome import Code
+from schemas.quota_told import QuotaTold
 from schemas.tables import Job, ThreadMessage
 from tests.given import (
     WORKSPACE,
@@ -58,7 +61,6 @@ from worker.events import (
     JobEnded,
     JobSnoozed,
     JobStarted,
-    LimiterWaited,
     ProviderCalled,
     ServiceFault,
     StaleWorkRefused,
@@ -66,8 +68,9 @@ from worker.events import (
 )
 from worker.flow.converse import Conversation
 from worker.flow.run import Flow
-from worker.limits.base import Granted
-from worker.limits.redis_limiter import LaneLimits, RedisLimiter
+from worker.limits.base import Answer
+from worker.limits.learned import SEEN_MIN, Estimates
+from worker.limits.redis_limiter import RedisLimiter
 from worker.providers.openai_compatible import OpenAICompatible, http_client
 from worker.queue.leases import Leases
 from worker.queue.queue import Hint, JobQueue
@@ -84,6 +87,13 @@ LANE = Lane(WORKSPACE, "127.0.0.1", "m1")
 PLENTY = LaneLimits(rpm=100_000, tpm=100_000_000, burst_s=60)
 
 E = TypeVar("E")
+
+
+async def tickets(redis: Redis, lane: Lane, *, count: int) -> None:
+    """Wait until so many calls wait for their turn."""
+    async with asyncio.timeout(DEADLINE_S):
+        while await redis.llen(f"{names.PREFIX}:tickets:{lane.key}") < count:  # noqa: ASYNC110 - Redis tells nobody
+            await asyncio.sleep(0.01)
 
 
 @dataclass
@@ -104,7 +114,10 @@ class Worker:
         self.leases = Leases(self.queue, self.events)
         self.store = SqlStore(self.engine)
         self.clock = Clock()
-        self.limiter = RedisLimiter(self.redis, self.limits)
+        self.limiter = RedisLimiter(
+            self.redis, limits_of=lambda _: self.limits, clock=self.clock, process="a-worker", events=self.events
+        )
+        self.estimates = Estimates()
         self.provider = OpenAICompatible(self.client, base_url=self.base_url, api_key="sk-CANARY")
         self.toolbox = WorkerToolbox(
             environment={},
@@ -116,6 +129,7 @@ class Worker:
             schema_tools=None,
             toolbox=self.toolbox,
             limiter=self.limiter,
+            estimates=self.estimates,
             queue=self.queue,
             clock=self.clock,
             events=self.events,
@@ -140,10 +154,10 @@ class Worker:
         async with self._heard:
             self._heard.notify_all()
 
-    async def hear(self, kind: type[E]) -> E:
-        """Return the first event of the kind, as soon as there is one."""
+    async def hear(self, kind: type[E], *, count: int = 1) -> E:
+        """Return the first event of the kind, as soon as there are so many."""
         async with asyncio.timeout(DEADLINE_S), self._heard:
-            await self._heard.wait_for(lambda: self.all(kind))
+            await self._heard.wait_for(lambda: len(self.all(kind)) >= count)
         return self.all(kind)[0]
 
     def all(self, kind: type[E]) -> list[E]:
@@ -399,6 +413,86 @@ async def test_a_call_larger_than_the_lane_fails_at_once(
     await worker.run()
     assert ended(producer).error_code == "too_large_for_limit"
     assert loopback_provider.count == 0
+
+
+class TestReservations:
+    @pytest.fixture
+    def asked(self, worker: Worker, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+        """The tokens of each reservation."""
+        asked: list[int] = []
+        reserve = worker.limiter.reserve
+
+        async def spy(lane: Lane, *, tokens: int, owner: str) -> Answer:
+            asked.append(tokens)
+            return await reserve(lane, tokens=tokens, owner=owner)
+
+        monkeypatch.setattr(worker.limiter, "reserve", spy)
+        return asked
+
+    async def test_what_calls_of_an_assistant_need_is_learned(
+        self, worker: Worker, producer: Producer, asked: list[int]
+    ) -> None:
+        producer.enqueue_many([a_job(max_tokens=300) for _ in range(SEEN_MIN)])
+        await worker.run()
+        assert set(asked) == {asked[0]}
+        assert asked[0] > 300
+        producer.enqueue(a_job("j", max_tokens=300))
+        await worker.run()
+        used = ended(producer)
+        total = used.prompt_tokens + used.completion_tokens
+        assert total <= asked[-1] <= total * 1.05 + 2
+        # What is asked for in another form is another matter.
+        producer.enqueue(a_job("k", max_tokens=300, output=OutputSpec(type="enum", enum=("good", "bad"))))
+        await worker.run()
+        assert asked[-1] > 300
+
+    async def test_a_provider_that_counts_nothing_is_expected_to_use_all_that_is_allowed(
+        self, worker: Worker, producer: Producer, loopback_provider: LoopbackProvider, asked: list[int]
+    ) -> None:
+        message = {"role": "assistant", "content": '"positive"'}
+        uncounted = {"model": "m1", "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
+        loopback_provider.queue(*[status(200, uncounted)] * (SEEN_MIN + 1))
+        producer.enqueue_many([a_job(max_tokens=300) for _ in range(SEEN_MIN + 1)])
+        await worker.run()
+        producer.enqueue(a_job(max_tokens=300))
+        await worker.run()
+        assert min(asked) > 300
+
+    async def test_each_step_of_a_tool_loop_is_a_reservation_of_its_own(
+        self, worker: Worker, producer: Producer, loopback_provider: LoopbackProvider, asked: list[int]
+    ) -> None:
+        function = {"name": "word_count", "arguments": '{"text": "one two"}'}
+        call = {"id": "c1", "type": "function", "function": function}
+        message = {"role": "assistant", "content": None, "tool_calls": [call]}
+        usage = {"prompt_tokens": 20, "completion_tokens": 10}
+        choices = [{"index": 0, "message": message, "finish_reason": "tool_calls"}]
+        loopback_provider.queue(status(200, {"model": "m1", "choices": choices, "usage": usage}))
+        producer.enqueue(a_job("j", tools=[{"type": "python", "name": "word_count"}]))
+        await worker.run()
+        assert (ended(producer).status, ended(producer).requests) == (Status.SUCCEEDED, 2)
+        first, second = asked
+        assert second > first
+
+    async def test_what_the_provider_tells_of_its_limits_reaches_the_limiter(
+        self,
+        worker: Worker,
+        producer: Producer,
+        loopback_provider: LoopbackProvider,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        believed: list[tuple[Lane, QuotaTold]] = []
+
+        async def believe(lane: Lane, told: QuotaTold) -> None:
+            believed.append((lane, told))
+
+        monkeypatch.setattr(worker.limiter, "believe", believe)
+        loopback_provider.queue(
+            status(429, headers={"retry-after-ms": "1", "x-ratelimit-remaining-requests": "0"}),
+            dataclasses.replace(answers('"positive"'), headers={"x-ratelimit-remaining-requests": "5"}),
+        )
+        producer.enqueue(a_job("j"))
+        await worker.finish_all()
+        assert believed == [(LANE, QuotaTold(remaining_requests=0)), (LANE, QuotaTold(remaining_requests=5))]
 
 
 class TestFaultsOfTheProvider:
@@ -784,9 +878,8 @@ class TestShutdown:
         first, second, _third = await released(worker.queue)
         await worker.flow.run(first)
         waits = asyncio.create_task(worker.flow.run(second))
-        told = await worker.hear(LimiterWaited)
-        assert (told.job_id, told.lane) == ("b.1", LANE)
-        assert 1 < told.wait_s <= 5
+        await worker.hear(JobStarted, count=2)
+        await tickets(redis_client, LANE, count=1)
         worker.clock.stop()
         await asyncio.wait_for(waits, DEADLINE_S)
         (snoozed,) = worker.all(JobSnoozed)
@@ -794,9 +887,8 @@ class TestShutdown:
         assert (await waiting(redis_client))[0] == "b.1"
         assert loopback_provider.count == 1
         assert (await reserved(redis_client, LANE))[0] == 1
-        again = await worker.limiter.reserve(LANE, tokens=10)
-        assert isinstance(again, Granted)
-        assert again.wait_s <= told.wait_s
+        await worker.limiter.aclose()
+        assert await redis_client.llen(f"{names.PREFIX}:tickets:{LANE.key}") == 0
 
     async def test_a_worker_that_shuts_down_begins_no_job(
         self, worker: Worker, producer: Producer, loopback_provider: LoopbackProvider, redis_client: Redis

@@ -15,9 +15,9 @@ from worker.events import Events, LimiterWaited, ProviderCalled, ToolCalled
 from worker.flow.decide import decide_error, decide_refusal, decide_tools
 from worker.flow.moves import Ask, Rules, RunTools, next_move
 from worker.flow.prepare import Prepared
-from worker.flow.request import request_of
+from worker.flow.request import estimate_key, request_of
 from worker.limits.base import Granted, Limiter, Stopped
-from worker.limits.estimate import call_tokens
+from worker.limits.learned import EstimateKey, Estimates
 from worker.providers.base import ChatRequest, Provider, StructuredOutput
 from worker.providers.errors import ProviderError, StructuredOutputUnsupported, Unreachable
 from worker.queue.queue import Claimed, JobQueue
@@ -55,6 +55,7 @@ class Conversation:
         schema_tools: Provider | None,
         toolbox: Toolbox,
         limiter: Limiter,
+        estimates: Estimates,
         queue: JobQueue,
         clock: Clock,
         events: Events,
@@ -68,6 +69,7 @@ class Conversation:
         self._schema_tools = schema_tools
         self._toolbox = toolbox
         self._limiter = limiter
+        self._estimates = estimates
         self._queue = queue
         self._clock = clock
         self._events = events
@@ -125,6 +127,7 @@ class Conversation:
         lane: Lane,
     ) -> _Journaled | Outcome:
         """Buy one completion; a provider without native structured output is asked once more, by instruction."""
+        key = estimate_key(claimed.record, prepared)
         refs = [step.thread_ref for step in steps if isinstance(step, ReplyStep) and step.thread_ref]
         while True:
             structured = self._structured(prepared, lane)
@@ -138,7 +141,7 @@ class Conversation:
                 thread_ref=refs[-1] if refs else prepared.thread_ref,
             )
             bought = await self._call(
-                claimed, request, index=len(steps), kind=prepared.provider, provider=provider, lane=lane
+                claimed, request, index=len(steps), kind=prepared.provider, provider=provider, lane=lane, key=key
             )
             if not isinstance(bought, StructuredOutputUnsupported):
                 return bought
@@ -153,14 +156,18 @@ class Conversation:
         return wanted
 
     async def _call(
-        self, claimed: Claimed, request: ChatRequest, *, index: int, kind: ProviderKind, provider: Provider, lane: Lane
+        self,
+        claimed: Claimed,
+        request: ChatRequest,
+        *,
+        index: int,
+        kind: ProviderKind,
+        provider: Provider,
+        lane: Lane,
+        key: EstimateKey,
     ) -> _Journaled | Outcome | StructuredOutputUnsupported:
-        tokens = call_tokens(
-            request.messages,
-            max_tokens=request.max_tokens,
-            choices=request.n or 1,
-            attached=[request.response_schema, *(tool.parameters for tool in request.tools)],
-        )
+        expected = self._estimates.expect(request, key)
+        tokens = expected.total
         answer = await self._limiter.reserve(lane, tokens=tokens, owner=claimed.id)
         if isinstance(answer, Stopped):
             return _SHUTTING_DOWN
@@ -195,7 +202,10 @@ class Conversation:
         )
         # Before anything else: from here on the reply is ours, whatever becomes of this worker.
         cancelled = await self._queue.append(claimed, step, index=index)
+        self._estimates.learn(key, expected, reply.usage)
         await self._limiter.settle(lane, answer, used_tokens=step.usage.total_tokens or tokens)
+        if reply.told is not None:
+            await self._limiter.believe(lane, reply.told)
         self._tell(claimed, lane, began_s, outcome="ok", status=200, usage=step.usage)
         return _Journaled(step, cancelled=cancelled)
 
@@ -236,6 +246,8 @@ class Conversation:
         else:
             # Nobody knows what it used; it is over all the same.
             await self._limiter.settle(lane, grant, used_tokens=grant.tokens, fault_over=False)
+        if error.told is not None:
+            await self._limiter.believe(lane, error.told)
         if isinstance(error, StructuredOutputUnsupported):
             return error
         if isinstance(outcome, Snoozed):

@@ -137,6 +137,11 @@ local function apply_limits(s)
     s.tpm = s.told_tpm > 0 and min(s.tpm, s.told_tpm) or s.tpm
   end
   s.window = window == 1
+  if s.forgiven then
+    -- A cool-down empties the buckets until its end.
+    s.requests_tat_us = min(s.requests_tat_us, s.now_us + s.burst_us)
+    s.tokens_tat_us = min(s.tokens_tat_us, s.now_us + s.burst_us)
+  end
   s.request_us, s.token_us = pace_us / s.rpm, pace_us / s.tpm
   return true
 end
