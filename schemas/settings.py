@@ -24,6 +24,7 @@ class Settings(BaseSettings):
     `rpm` and `tpm` are requests and tokens a minute of a lane, `burst_s` the seconds of the
     limit that may be used at once. No Redis URL: an embedded Valkey under `data_dir`. No
     database URL: SQLite there. No provider URL: the local model, if its extra is installed.
+    `threads` is how many jobs each of the `processes` runs at once.
 
     `private_network_workspaces` lists, with commas, the workspaces whose HTTP tools may
     reach private, loopback and link-local addresses. The secrets that tools name are
@@ -50,7 +51,7 @@ class Settings(BaseSettings):
     burst_s: float = Field(default=1.0, gt=0, le=60)
     shape: Literal["smooth"] = "smooth"
     processes: int | None = Field(default=None, ge=1, le=256)
-    threads: int | None = Field(default=None, ge=1, le=512)
+    threads: int | None = Field(default=None, ge=1, le=4096)
     http_host: str = "127.0.0.1"
     http_port: int = Field(default=8700, ge=0, le=65_535)
     metrics_port: int = Field(default=9191, ge=0, le=65_535)

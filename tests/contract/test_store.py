@@ -202,15 +202,25 @@ class TestThreads:
         again = (await store.context(a_record("again", thread_id="t"))).history
         assert again == ((user("ours"), answer("ours")),)
 
-    async def test_a_turn_that_another_one_overtook_comes_after_it(self, store: SqlStore, engine: Engine) -> None:
+    async def test_a_turn_that_another_one_overtook_comes_after_it(
+        self, store: SqlStore, engine: Engine, database_url: str
+    ) -> None:
         """As after a pause: the lease had ended, and a later job of the thread was settled at the same time."""
         barrier = threading.Barrier(2)
 
         def settle(job_id: str) -> None:
-            for number in range(10):
-                record = a_record(f"{job_id}{number}", thread_id=f"t{number}")
-                barrier.wait(20)
-                asyncio.run(store.settle(a_settlement(record, user(job_id), answer(job_id))))
+            own = SqlStore(engine_for(database_url))
+
+            async def settle_all() -> None:
+                for number in range(10):
+                    record = a_record(f"{job_id}{number}", thread_id=f"t{number}")
+                    await asyncio.to_thread(barrier.wait, 20)
+                    await own.settle(a_settlement(record, user(job_id), answer(job_id)))
+
+            try:
+                asyncio.run(settle_all())
+            finally:
+                own.close()
 
         with ThreadPoolExecutor(2) as threads:
             for settled in [threads.submit(settle, job_id) for job_id in ("a", "b")]:
