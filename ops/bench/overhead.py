@@ -58,7 +58,7 @@ class Figure:
     took_s: float
     cpu_s: float
     beside_s: dict[str, float] = field(default_factory=dict)
-    ratio: float | None = None
+    of_bare: dict[str, float] = field(default_factory=dict)
 
     @property
     def jobs_per_cpu_s(self) -> float:
@@ -121,26 +121,21 @@ class Bench:
         self.urls: dict[float, tuple[str, int]] = {}
         for latency_s in options.latency:
             provider = stack.enter_context(child(str(HERE / "overhead_parts.py"), "provider", str(latency_s)))
-            assert provider.stdout is not None
-            port = int(provider.stdout.readline())
+            port = int(provider.stdout.readline() if provider.stdout else "")
             self.urls[latency_s] = (f"http://127.0.0.1:{port}/v1", provider.pid)
 
-    def bare(self, latency_s: float) -> Figure:
-        """Send and read the same requests in two bare loops."""
+    def bare(self, latency_s: float, kind: str, at_once: int) -> Figure:
+        """Send and read the same requests in bare loops, with httpx's client as it comes or as the workers have it."""
         url, provider_pid = self.urls[latency_s]
         jobs = self.options.jobs
         provider_s, began_s = cpu_s([provider_pid]), time.monotonic()
-        parts = str(HERE / "overhead_parts.py")
-        command = [sys.executable, parts, "bare", f"{url}/chat/completions", str(jobs // PROCESSES)]
-        loops = [
-            subprocess.Popen([*command, str(self.options.in_flight)], stdout=subprocess.PIPE, text=True)
-            for _ in range(PROCESSES)
-        ]
+        command = [sys.executable, str(HERE / "overhead_parts.py"), "bare", f"{url}/chat/completions"]
+        command += [str(jobs // PROCESSES), str(at_once), kind]
+        loops = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(PROCESSES)]
         used_s = sum(float(loop.communicate()[0]) for loop in loops)
         took_s = time.monotonic() - began_s
-        return Figure(
-            "bare httpx loop", latency_s, jobs, took_s, used_s, {"provider": cpu_s([provider_pid]) - provider_s}
-        )
+        what = f"bare loop, {'our transport' if kind == 'ours' else 'httpx'}, {at_once} at once"
+        return Figure(what, latency_s, jobs, took_s, used_s, {"provider": cpu_s([provider_pid]) - provider_s})
 
     def noops(self) -> Figure:
         """Have Dramatiq run as many messages whose actor does nothing."""
@@ -257,8 +252,8 @@ def show_profile(directory: Path, console: Console, jobs: int) -> dict[str, floa
     stats = pstats.Stats(*(str(path) for path in directory.glob("*.pstats")))
     by_part: dict[str, float] = defaultdict(float)
     for (file, _, name), (_, _, own_s, _, callers) in stats.stats.items():  # type: ignore[attr-defined]
-        if "select.epoll" in name or "select" in name and file == "~":
-            continue
+        if "select.epoll" in name:
+            continue  # asleep
         if file != "~":
             by_part[part_of(file)] += own_s
             continue
@@ -273,6 +268,8 @@ def show_profile(directory: Path, console: Console, jobs: int) -> dict[str, floa
     for part, own_s in sorted(by_part.items(), key=lambda item: -item[1]):
         table.add_row(part, f"{own_s / jobs * 1e6:.0f}", f"{own_s / total_s:.0%}")
     console.print(table)
+    if os.environ.get("OVERHEAD_KEEP"):
+        shutil.copytree(directory, os.environ["OVERHEAD_KEEP"], dirs_exist_ok=True)
     threads: dict[str, float] = defaultdict(float)
     for path in directory.glob("*.json"):
         for name, used_s in json.loads(path.read_text()):
@@ -313,6 +310,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=5000)
     parser.add_argument("--in-flight", type=int, default=256, help="calls in flight a process")
     parser.add_argument("--latency", type=float, nargs="+", default=[0.0, 0.5], help="of the provider, s")
+    parser.add_argument("--only-jobs", action="store_true", help="neither the bare loop nor the no-ops")
     parser.add_argument("--no-postgres", action="store_true", help="SQLite alone")
     parser.add_argument("--profile", action="store_true", help="also say where the time goes")
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -330,13 +328,20 @@ def main() -> None:
             url = stack.enter_context(postgres(directory))
             databases["PostgreSQL"] = lambda _: url
         for latency_s in options.latency:
-            bare = bench.bare(latency_s)
-            figures.append(bare)
+            bare: dict[str, Figure] = {}
+            if not options.only_jobs:
+                bare["httpx"] = bench.bare(latency_s, "plain", options.in_flight)
+                bare["our transport"] = bench.bare(latency_s, "ours", options.in_flight)
+                if not latency_s:
+                    # httpx's pool costs the more the more calls are in flight: this is its best.
+                    bare["httpx, 1 at once"] = bench.bare(latency_s, "plain", 1)
+            figures += bare.values()
             for number, (database, database_url) in enumerate(databases.items()):
                 figure = bench.assistq(latency_s, database, database_url(f"{number}-{latency_s:g}"))
-                figure.ratio = figure.jobs_per_cpu_s / bare.jobs_per_cpu_s
+                figure.of_bare = {name: figure.jobs_per_cpu_s / loop.jobs_per_cpu_s for name, loop in bare.items()}
                 figures.append(figure)
-        figures.append(bench.noops())
+        if not options.only_jobs:
+            figures.append(bench.noops())
         if options.profile:
             bench.assistq(options.latency[0], "SQLite", databases["SQLite"]("profile"), directory / "profile")
             profile = show_profile(directory / "profile", console, options.jobs)
@@ -362,7 +367,7 @@ def main() -> None:
 def show(figures: list[Figure], console: Console) -> None:
     """Print the table."""
     table = Table(title=f"{figures[0].jobs} jobs on {PROCESSES} worker processes")
-    for name in ("what", "latency s", "jobs/s", "CPU us a job", "jobs/CPU-s", "of the bare loop", "beside, us a job"):
+    for name in ("what", "latency s", "jobs/s", "CPU us a job", "jobs/CPU-s", "of the bare loops", "beside, us a job"):
         table.add_column(name, justify="left" if name == "what" else "right")
     for each in figures:
         beside = ", ".join(f"{name} {used_s / each.jobs * 1e6:.0f}" for name, used_s in each.beside_s.items())
@@ -372,7 +377,7 @@ def show(figures: list[Figure], console: Console) -> None:
             f"{each.jobs / each.took_s:.0f}",
             f"{each.cpu_s / each.jobs * 1e6:.0f}",
             f"{each.jobs_per_cpu_s:.0f}",
-            "" if each.ratio is None else f"{each.ratio:.0%}",
+            ", ".join(f"{share:.0%} of {name}" for name, share in each.of_bare.items()),
             beside,
         )
     console.print(table)

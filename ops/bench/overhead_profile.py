@@ -10,6 +10,7 @@ import cProfile
 import json
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from dramatiq import Broker, Middleware, Worker
@@ -28,21 +29,24 @@ class Profiled(Middleware):
     def __init__(self) -> None:
         self._profile = cProfile.Profile()
 
-    def after_worker_boot(self, broker: Broker, worker: Worker) -> None:
+    def after_worker_boot(self, broker: Broker, worker: Worker) -> None:  # noqa: ARG002 - Dramatiq's signature
+        """Begin."""
         self._in_loop(self._profile.enable)
 
-    def before_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
+    def before_worker_shutdown(self, broker: Broker, worker: Worker) -> None:  # noqa: ARG002
+        """End, and write what was seen."""
         self._in_loop(self._profile.disable)
         directory = Path(os.environ["OVERHEAD_PROFILE_DIR"])
         self._profile.dump_stats(directory / f"{os.getpid()}.pstats")
         (directory / f"{os.getpid()}.json").write_text(json.dumps(_threads()))
 
     @staticmethod
-    def _in_loop(act: object) -> None:
+    def _in_loop(act: Callable[[], object]) -> None:
         thread = get_event_loop_thread()
-        assert thread is not None
+        if thread is None:
+            return
         done = threading.Event()
-        thread.loop.call_soon_threadsafe(lambda: (act(), done.set()))  # type: ignore[operator]
+        thread.loop.call_soon_threadsafe(lambda: (act(), done.set()))
         done.wait(10)
 
 
