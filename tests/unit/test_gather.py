@@ -100,6 +100,6 @@ async def test_a_caller_that_is_cancelled_while_it_waits_takes_its_item_back() -
         await asyncio.sleep(0)
         lost.cancel()
         work.go.set()
-        assert await asyncio.gather(*(first, kept)) == [2, 6]
+        assert (await first, await kept) == (2, 6)
     assert lost.cancelled()
     assert work.groups == [[1], [3]]
