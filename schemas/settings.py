@@ -25,7 +25,8 @@ class Settings(BaseSettings):
     `rpm`, `tpm`, `burst_s`, `shape`, `max_concurrency` and `headroom` are the limits of lanes
     (lane_limits.py) of which `lanes`, a YAML file (lane_config.py), says nothing. No Redis
     URL: an embedded Valkey under `data_dir`. No database URL: SQLite there. No provider URL:
-    the local model, if its extra is installed.
+    the local model, if its extra is installed. `threads` is how many jobs each of the
+    `processes` runs at once.
 
     `private_network_workspaces` lists, with commas, the workspaces whose HTTP tools may
     reach private, loopback and link-local addresses. The secrets that tools name are
@@ -55,7 +56,7 @@ class Settings(BaseSettings):
     headroom: float = Field(default=0.0, ge=0, lt=1, allow_inf_nan=False)
     lanes: Path | None = None
     processes: int | None = Field(default=None, ge=1, le=256)
-    threads: int | None = Field(default=None, ge=1, le=512)
+    threads: int | None = Field(default=None, ge=1, le=4096)
     http_host: str = "127.0.0.1"
     http_port: int = Field(default=8700, ge=0, le=65_535)
     metrics_port: int = Field(default=9191, ge=0, le=65_535)

@@ -194,7 +194,7 @@ def _submit_and_watch(
 def _watch(
     producer: Producer, batch: BatchHandle, system: System, source: Source, lane: Lane, *, already: int
 ) -> BatchStatus | Wall:
-    at_work = f"{system.processes} processes x {system.threads} threads"
+    at_work = f"{system.processes} processes x {system.in_flight} calls in flight"
     say(f"batch {batch.id}: {source.checked.rows} rows, {at_work}, model {lane.model}")
     last: BatchStatus | None = None
     with BatchProgress(rows=source.checked.rows, already=already) as progress:

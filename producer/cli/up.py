@@ -40,7 +40,7 @@ def up() -> None:
         needs_model=not settings.provider_configured or settings.provider_base_url is not None,
     ) as system:
         say(f"up: {', '.join(found.commands)} (Procfile: {found.source})")
-        say(f"  workers   {system.processes} processes x {system.threads} threads")
+        say(f"  workers   {system.processes} processes, {system.in_flight} calls in flight each")
         # Configured URLs may hold passwords.
         database = "configured by ASSISTQ_DATABASE_URL" if settings.database_url else settings.effective_database_url
         say(f"  queue     {'configured by ASSISTQ_REDIS_URL' if settings.redis_url else system.redis_url}")

@@ -17,7 +17,7 @@ import httpx
 import psycopg
 import pytest
 from redis.asyncio import Redis
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, QueuePool, text
 from sqlmodel import Session, select
 
 from producer import Producer
@@ -278,6 +278,21 @@ class TestSuccess:
         assert told.counts == {Status.SUCCEEDED: 40}
         assert loopback_provider.count == len(worker.rows()) == 40
         assert set(await worker.queue.ending_batches()) == {"b"}
+
+    async def test_no_connection_to_sql_is_held_while_providers_are_waited_for(
+        self, worker: Worker, producer: Producer, loopback_provider: LoopbackProvider
+    ) -> None:
+        go, calls = threading.Event(), 8
+        loopback_provider.queue(*[hang_until(go)] * calls)
+        producer.enqueue_many([a_job()] * 64, batch_id="b")
+        running = asyncio.create_task(worker.run())
+        await asyncio.to_thread(loopback_provider.wait_for_requests, calls)
+        assert isinstance(worker.engine.pool, QueuePool)
+        held = worker.engine.pool.checkedout()
+        go.set()
+        assert await running == 64
+        assert held == 0
+        assert len(worker.rows()) == 64
 
     async def test_two_hints_of_one_epoch_run_once(
         self, worker: Worker, producer: Producer, loopback_provider: LoopbackProvider

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
+from urllib.request import getproxies
 
 import httpx
 
@@ -16,6 +17,7 @@ from worker.providers.errors import ProviderError, RequestRefused
 from worker.providers.http_errors import error_of, transport_errors
 from worker.providers.rate_headers import told_by
 from worker.providers.sse import Stream, is_stream, read_stream
+from worker.providers.transport import AiohttpTransport
 
 # llama.cpp's server ends an idle connection after 5 s; leave it before it leaves us.
 KEEPALIVE_EXPIRY_S = 4.0
@@ -39,8 +41,13 @@ class Answer:
 
 
 def http_client(*, connections: int, timeout_s: float) -> httpx.AsyncClient:
-    """Return a client for `connections` calls at once, each of at most `timeout_s` between two bytes."""
+    """Return a client for `connections` calls at once, each of at most `timeout_s` between two bytes.
+
+    Where the environment names a proxy, httpx's own transport serves, which knows all kinds of them.
+    """
+    proxied = any(name != "no" for name in getproxies())
     return httpx.AsyncClient(
+        transport=None if proxied else AiohttpTransport(connections=connections, keepalive_expiry_s=KEEPALIVE_EXPIRY_S),
         limits=httpx.Limits(
             max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=KEEPALIVE_EXPIRY_S
         ),
@@ -66,7 +73,7 @@ async def post(
     """
     content = _encoded(body)
     with transport_errors(name, url):
-        headers = httpx.Headers({**headers, "content-type": "application/json"})
+        headers = {**headers, "content-type": "application/json"}
         async with client.stream("POST", url, content=content, headers=headers) as response:
             if not response.is_success:
                 raise await _error(response, request, thread_header)
