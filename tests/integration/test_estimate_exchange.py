@@ -130,7 +130,7 @@ async def test_what_is_full_is_halved_and_keeps_its_shape(process: Callable[[], 
     whole = one.estimates.to_exchange()[KEY]
     await one.exchange.exchange()
     two = process()
-    for size in range(1, 101):
+    for size in range(101, 201):
         two.use(size, 1)
     more = two.estimates.to_exchange()[KEY]
     await two.exchange.exchange()

@@ -106,6 +106,7 @@ def test_parts_tool_calls_and_images_of_a_message_count() -> None:
     ids=["schema", "format", "tool's name", "tool's description", "tool's parameters"],
 )
 def test_what_is_sent_beside_the_messages_counts(attached: dict[str, Any]) -> None:
-    bare = ChatRequest(model="m", messages=(user("Superb."),))
+    nothing = (ToolDefinition(name="", description="", parameters={}),) if "tools" in attached else ()
+    bare = ChatRequest(model="m", messages=(user("Superb."),), tools=nothing)
     more = ChatRequest(model="m", messages=(user("Superb."),), **attached)
     assert prompt_tokens(more) > prompt_tokens(bare)

@@ -30,7 +30,7 @@ _NUMBER = re.compile(r"\d{1,12}(?:\.\d{1,9})?", re.ASCII)
 _EPOCH = re.compile(r"\d{10,13}(?:\.\d{1,9})?", re.ASCII)
 # Go's durations, as OpenAI writes them: 1h2m3.5s, 6m0s, 20ms.
 _DURATION = re.compile(
-    r"(?:(?P<d>\d{1,4})d)?(?:(?P<h>\d{1,6})h)?(?:(?P<m>\d{1,6})m(?!s))?"
+    r"(?:(?P<d>\d{1,4})d)?(?:(?P<h>\d{1,6})h)?(?:(?P<m>\d{1,6})m)?"
     r"(?:(?P<s>\d{1,9}(?:\.\d{1,9})?)s)?(?:(?P<ms>\d{1,9}(?:\.\d{1,9})?)ms)?",
     re.ASCII,
 )
