@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from producer.bulk import csv_rows
 from producer.bulk.lines import FIELD_MAX_BYTES, ROW_MAX_BYTES
 from producer.bulk.rows import BAD_ROWS_KEPT, BadRow, check, fingerprint, read_rows, refusal
+from producer.written_job import WrittenJob
 from schemas import AssistantConfig, InputError, InvokeJob, Message
 from schemas.outcome import Code
 
@@ -48,7 +49,7 @@ def written(tmp_path):
 def jobs_of(path: Path, assistant: AssistantConfig = REVIEWS, **pinned: Any) -> list[InvokeJob]:
     entries = list(read_rows(path, assistant, **pinned))
     assert not [entry for entry in entries if isinstance(entry, BadRow)]
-    return [entry for entry in entries if isinstance(entry, InvokeJob)]
+    return [entry.job for entry in entries]
 
 
 def bad_of(path: Path, assistant: AssistantConfig = REVIEWS) -> list[BadRow]:
@@ -407,8 +408,7 @@ class TestBadRowsOfCsv:
         )
         entries = list(read_rows(path, REVIEWS))
         assert [isinstance(entry, BadRow) for entry in entries] == [False, True, False]
-        assert isinstance(entries[2], InvokeJob)
-        assert entries[2].variables == {"review": "g", "big": "h", "label": "i"}
+        assert entries[2].job.variables == {"review": "g", "big": "h", "label": "i"}
 
     def test_a_field_is_measured_in_bytes_not_characters(self, written):
         path = written("review,label\n" + "é" * (FIELD_MAX_BYTES // 2 + 1) + ",x\n")
@@ -420,8 +420,8 @@ class TestBadRowsOfCsv:
         assert isinstance(bad, BadRow)
         assert (bad.line, bad.column) == (2, "review")
         assert bad.what == "the field is larger than 1,048,576 bytes"
-        assert isinstance(job, InvokeJob)
-        assert job.custom_id == "r2"
+        assert isinstance(job, WrittenJob)
+        assert job.job.custom_id == "r2"
 
     def test_a_quote_that_is_open_for_megabytes_to_the_end_is_said_to_be_open(self, written):
         path = written('custom_id,review\nr1,"open\n' + "rx,fine\n" * 200_000)
