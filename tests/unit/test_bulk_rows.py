@@ -517,6 +517,7 @@ class TestBadRowsOfJsonl:
         path = written('{"review": ' + "[" * levels + "]" * levels + "}\n", name="in.jsonl")
         if taken:
             (entry,) = read_rows(path, REVIEWS)
+            assert isinstance(entry, WrittenJob)
             assert JobRecord.model_validate_json(_batch_entry(entry, batch_id="b", row=0).record).job == entry.job
         else:
             assert "not valid JSON: nested too deeply" in problem_of(path)
