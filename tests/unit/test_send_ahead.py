@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from threading import Event
 
 import pytest
@@ -53,15 +54,19 @@ def test_chunks_that_wait_while_one_is_sent_go_together():
 
 def test_an_error_is_raised_at_a_later_put_and_nothing_more_is_sent():
     server = Server(failure=RuntimeError("refused"))
+    put = []
 
-    def put_all() -> None:
+    def put_for_ever() -> None:
         with SendAhead(server.send, ahead=2) as sending:
-            for number in range(1_000):
+            for number in itertools.count():
                 sending.put(number)
+                put.append(number)
 
     with pytest.raises(RuntimeError, match="refused"):
-        put_all()
+        put_for_ever()
     assert len(server.got) == 1
+    assert server.all == list(range(len(server.all)))
+    assert len(put) >= len(server.all) - 1
 
 
 def test_an_error_of_the_last_chunk_is_raised_at_the_end():
