@@ -9,17 +9,20 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import redis
+from pydantic import TypeAdapter
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
 from producer.lanes import Lanes
+from producer.send_ahead import SendAhead
+from producer.written_job import WrittenJob
 from schemas import names
 from schemas.batch import BatchStatus
 from schemas.errors import ProducerError, ResultTimeout
-from schemas.job import PRIORITY_MARKS, InvokeJob, JobRecord, Rejection
+from schemas.job import PRIORITY_MARKS, Identifier, InvokeJob, JobRecord, Rejection
 from schemas.lane import Lane, LaneFault
 from schemas.result import JobResult
 from schemas.scripts import read_script
@@ -28,7 +31,10 @@ from schemas.webhook import checked_url
 
 log = logging.getLogger(__name__)
 
+# One call of the script: as many as keep the server from others for a few ms.
 CHUNK_JOBS = 500
+# What is made while others are sent; they then go in one round trip.
+CHUNKS_AHEAD = 4
 # How long an enqueue waits for the server's next flush to disk (it flushes each second).
 FLUSH_TIMEOUT_S = 5
 # A watcher outlives a Redis that is away for this long, as while it is started again.
@@ -36,6 +42,7 @@ PATIENCE_S = 60.0
 _MAX_CONNECTIONS = 512
 # A lane that has long been idle expires; a word on it must not stay for ever.
 _FORGIVEN_FOR_S = 3600
+_IDENTIFIER: TypeAdapter[str] = TypeAdapter(Identifier)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +51,18 @@ class RejectedRow:
 
     job: InvokeJob
     rejection: Rejection
+
+
+class _Entry(NamedTuple):
+    """One job as enqueue.lua takes it."""
+
+    id: str
+    record: str | bytes
+    priority_mark: str
+    route: str
+    workspace: str
+    thread_id: str
+    row: int | str
 
 
 class Producer:
@@ -92,41 +111,40 @@ class Producer:
     def enqueue(self, job: InvokeJob) -> JobHandle:
         """Enqueue one job; enqueueing an id again changes nothing and returns the first one's handle."""
         job_id = job.id or f"job_{uuid.uuid4().hex}"
-        self._send([JobRecord(id=job_id, job=job)], batch_id=None)
+        self._send([[_entry(JobRecord(id=job_id, job=job))]], batch_id=None, flush=True)
         return JobHandle(self._redis, job_id)
 
     def enqueue_many(
         self,
-        jobs: Iterable[InvokeJob | RejectedRow],
+        jobs: Iterable[InvokeJob | WrittenJob | RejectedRow],
         *,
         webhook: str | None = None,
         batch_id: str | None = None,
         label: str = "",
     ) -> BatchHandle:
-        """Enqueue jobs as one batch, in chunks of CHUNK_JOBS, holding no more than one chunk.
+        """Enqueue jobs as one batch, in chunks of CHUNK_JOBS, of which at most some 2 * CHUNKS_AHEAD are held.
 
         The jobs start at once. The batch ends when the last of them has; then `webhook`, if
         given, is called once. All jobs belong to one workspace. Sending the same jobs again
         under the same `batch_id` enqueues only those that are missing. If `jobs` raises, the
         batch stays open: send it again under its id.
         """
-        batch_id = batch_id or f"batch_{uuid.uuid4().hex}"
+        batch_id = _IDENTIFIER.validate_python(batch_id or f"batch_{uuid.uuid4().hex}")
         if webhook is not None:
             checked_url(webhook)
+        entries = (_batch_entry(item, batch_id=batch_id, row=row) for row, item in enumerate(jobs))
         workspace: str | None = None
-        numbered = enumerate(jobs)
-        while chunk := list(islice(numbered, CHUNK_JOBS)):
-            records = [_record(item, batch_id=batch_id, row=row) for row, item in chunk]
-            if workspace is None:
-                workspace = records[0].job.workspace
-                self._open_batch(batch_id, workspace=workspace, webhook=webhook, label=label)
-            for record in records:
-                if record.job.workspace != workspace:
-                    raise ProducerError(
-                        f"row {record.row}: workspace '{record.job.workspace}' in a batch of workspace "
-                        f"'{workspace}'; enqueue one batch a workspace"
-                    )
-            self._send(records, batch_id=batch_id, flush=False)
+
+        def send(chunks: list[list[_Entry]]) -> None:
+            self._send(chunks, batch_id=batch_id, flush=False)
+
+        with SendAhead(send, ahead=CHUNKS_AHEAD) as sending:
+            while chunk := list(islice(entries, CHUNK_JOBS)):
+                if workspace is None:
+                    workspace = chunk[0].workspace
+                    self._open_batch(batch_id, workspace=workspace, webhook=webhook, label=label)
+                _refuse_other_workspaces(chunk, workspace)
+                sending.put(chunk)
         if workspace is None:
             raise ProducerError("a batch needs at least one job; the iterable was empty")
         self._seal(batch_id)
@@ -217,15 +235,14 @@ class Producer:
             self._seal_script(keys=[names.batch(batch_id)], args=[batch_id], client=pipe)
             self._execute(pipe, flush=True)
 
-    def _send(self, records: list[JobRecord], *, batch_id: str | None, flush: bool = True) -> None:
-        args: list[str | int] = [batch_id or ""]
-        for record in records:
-            job = record.job
-            row = "" if record.row is None else record.row
-            mark = PRIORITY_MARKS[record.priority]
-            args += [record.id, _compact(record), mark, job.route, job.workspace, job.thread_id or "", row]
+    def _send(self, chunks: list[list[_Entry]], *, batch_id: str | None, flush: bool) -> None:
+        """Enqueue each chunk by one call of the script, all in one round trip."""
         with self._redis.pipeline(transaction=False) as pipe:
-            self._enqueue_script(keys=[], args=args, client=pipe)
+            for chunk in chunks:
+                args: list[str | bytes | int] = [batch_id or ""]
+                for entry in chunk:
+                    args += entry
+                self._enqueue_script(keys=[], args=args, client=pipe)
             self._execute(pipe, flush=flush)
 
     def _execute(self, pipe: Any, *, flush: bool) -> None:
@@ -240,11 +257,12 @@ class Producer:
             replies = pipe.execute(raise_on_error=False)
         except redis.RedisError as exc:
             raise ProducerError(f"the queue did not take the jobs: {exc}; send them again under the same ids") from exc
-        written = replies[0]
-        if isinstance(written, Exception):
-            raise ProducerError(f"the queue did not take the jobs: {written}") from written
+        flushed = replies.pop() if flush else None
+        for written in replies:
+            if isinstance(written, Exception):
+                raise ProducerError(f"the queue did not take the jobs: {written}") from written
         if flush:
-            self._note_flush(replies[1])
+            self._note_flush(flushed)
 
     def _note_flush(self, reply: Any) -> None:
         if isinstance(reply, Exception):
@@ -387,14 +405,33 @@ def row_job_id(batch_id: str, row: int) -> str:
     return f"{batch_id}.{row}"
 
 
-def _record(item: InvokeJob | RejectedRow, *, batch_id: str, row: int) -> JobRecord:
+def _batch_entry(item: InvokeJob | WrittenJob | RejectedRow, *, batch_id: str, row: int) -> _Entry:
+    if isinstance(item, WrittenJob):
+        job_id = row_job_id(batch_id, row)
+        # As a JobRecord would be written; ids need no escape.
+        record = b'{"id":"%b","job":%b,"batch_id":"%b","row":%d}' % (job_id.encode(), item.json, batch_id.encode(), row)
+        return _Entry(job_id, record, PRIORITY_MARKS["batch"], item.route, item.workspace, item.thread_id or "", row)
     rejection = item.rejection if isinstance(item, RejectedRow) else None
     job = item.job if isinstance(item, RejectedRow) else item
-    return JobRecord(id=job.id or row_job_id(batch_id, row), job=job, batch_id=batch_id, row=row, rejection=rejection)
+    job_id = job.id or row_job_id(batch_id, row)
+    return _entry(JobRecord(id=job_id, job=job, batch_id=batch_id, row=row, rejection=rejection))
 
 
-def _compact(record: JobRecord) -> str:
-    return record.model_dump_json(exclude_defaults=True, by_alias=True)
+def _entry(record: JobRecord) -> _Entry:
+    job = record.job
+    written = record.model_dump_json(exclude_defaults=True, by_alias=True)
+    row = "" if record.row is None else record.row
+    mark = PRIORITY_MARKS[record.priority]
+    return _Entry(record.id, written, mark, job.route, job.workspace, job.thread_id or "", row)
+
+
+def _refuse_other_workspaces(chunk: list[_Entry], workspace: str) -> None:
+    for entry in chunk:
+        if entry.workspace != workspace:
+            raise ProducerError(
+                f"row {entry.row}: workspace '{entry.workspace}' in a batch of workspace '{workspace}'; "
+                f"enqueue one batch a workspace"
+            )
 
 
 def _text(value: bytes | str) -> str:

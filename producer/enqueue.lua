@@ -17,18 +17,18 @@ local total = batch ~= '' and redis.call('HGET', 'aq:batch:' .. batch, 'total')
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 local replies, new = {}, 0
+local joining, lines = {}, {}
 
 for i = 2, #ARGV, FIELDS do
   local id, record, priority, route = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
   local workspace, thread, row = ARGV[i + 4], ARGV[i + 5], ARGV[i + 6]
   local job = 'aq:job:' .. id
   local known = redis.call('EXISTS', job, 'aq:result:' .. id) > 0
-    or (batch ~= '' and redis.call('GETBIT', 'aq:rows:' .. batch, row) == 1)
-  if not known and total then
-    return redis.error_reply('batch ' .. batch .. ' is closed with ' .. total .. ' jobs; send more as another batch')
-  end
   if batch ~= '' then
-    redis.call('SETBIT', 'aq:rows:' .. batch, row, 1)
+    if total and not known and redis.call('GETBIT', 'aq:rows:' .. batch, row) == 0 then
+      return redis.error_reply('batch ' .. batch .. ' is closed with ' .. total .. ' jobs; send more as another batch')
+    end
+    known = redis.call('SETBIT', 'aq:rows:' .. batch, row, 1) == 1 or known
   end
   if known then
     replies[#replies + 1] = 0
@@ -46,13 +46,24 @@ for i = 2, #ARGV, FIELDS do
     end
     redis.call('HSET', job, 'state', state, unpack(fields))
     if state == 'waiting' then
-      join_line(line_name(priority, batch, route), id, false)
+      local line = line_name(priority, batch, route)
+      if not joining[line] then
+        joining[line] = {}
+        lines[#lines + 1] = line
+      end
+      table.insert(joining[line], id)
     end
     new = new + 1
     replies[#replies + 1] = 1
   end
 end
 
+for _, line in ipairs(lines) do
+  local ids = joining[line]
+  if redis.call('RPUSH', 'aq:line:' .. line, unpack(ids)) == #ids then
+    register_line(line)
+  end
+end
 if batch ~= '' and new > 0 then
   redis.call('HINCRBY', 'aq:batch:' .. batch, 'enqueued', new)
 end

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 from rich.console import Console
@@ -26,8 +26,12 @@ _PIPE_WIDTH = 160
 out = Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
 err = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
+Row = TypeVar("Row")
+
 RESULTS_SHOWN = 50
 _PLAIN_PROGRESS_EVERY_S = 5.0
+# Looking at the clock for each row would take as long as reading it.
+_ROWS_A_LOOK = 500
 _OUTPUT_MAX_CHARS = 60
 
 
@@ -53,6 +57,30 @@ def listing(*columns: str) -> Table:
 def print_json(value: Any) -> None:
     """Print one JSON document for scripts."""
     click.echo(json.dumps(value, ensure_ascii=False, indent=2, default=_jsonable))
+
+
+def counted(rows: Iterable[Row], *, total: int, what: str) -> Iterator[Row]:
+    """Give the rows on and show how many were taken: a bar on a terminal that goes, else a line every few seconds."""
+    told_s = time.monotonic()
+    progress = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=err,
+        transient=True,
+        disable=not err.is_terminal,
+    )
+    with progress:
+        task = progress.add_task(what, total=total)
+        for count, row in enumerate(rows):
+            if count % _ROWS_A_LOOK == 0:
+                progress.update(task, completed=count)
+                if not err.is_terminal and time.monotonic() - told_s >= _PLAIN_PROGRESS_EVERY_S:
+                    told_s = time.monotonic()
+                    say(f"{what}: {count}/{total} rows")
+            yield row
 
 
 class BatchProgress:

@@ -16,7 +16,7 @@ import click
 from producer.assistants import Assistants
 from producer.bulk.results import ResultsFormat, write_results
 from producer.cli import access
-from producer.cli.console import BatchProgress, batch_json, out, print_json, results_table, say
+from producer.cli.console import BatchProgress, batch_json, counted, out, print_json, results_table, say
 from producer.cli.main import Terminated
 from producer.cli.source import Source, read
 from producer.client import BatchHandle, Producer
@@ -180,7 +180,8 @@ def _submit_and_watch(
     if before is not None:
         say(f"going on with batch {batch_id}: {before.finished} of {source.checked.rows} rows are done")
     if before is None or before.total is None:
-        batch = producer.enqueue_many(source.jobs(), batch_id=batch_id, webhook=webhook, label=source.path.name)
+        jobs = counted(source.jobs(), total=source.checked.rows, what="enqueuing")
+        batch = producer.enqueue_many(jobs, batch_id=batch_id, webhook=webhook, label=source.path.name)
     else:
         batch = producer.batch(batch_id)
         if webhook is not None:
