@@ -709,7 +709,7 @@ def test_a_row_is_taken_and_written_exactly_as_a_job_of_the_same_fields_is(tmp_p
     record = JobRecord(id=f"b-1.{number}", job=job, batch_id="b-1", row=number)
     as_enqueued = _batch_entry(entry, batch_id="b-1", row=number)
     assert as_enqueued.record == record.model_dump_json(exclude_defaults=True, by_alias=True).encode()
-    assert as_enqueued[2:] == (job.line, job.workspace, job.thread_id or "", number)
+    assert as_enqueued[2:] == ("B", job.route, job.workspace, job.thread_id or "", number)
     assert as_enqueued.id == record.id
     assert JobRecord.model_validate_json(as_enqueued.record) == record
 
