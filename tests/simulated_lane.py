@@ -28,7 +28,7 @@ _REAL_CLOCK = """  local time = redis.call('TIME')
   return time[1] * 1000000 + time[2]
 """
 _lanes = (Lane("acme", "provider", f"m{number}") for number in itertools.count())
-_tickets = itertools.count()
+_numbers_of_calls = itertools.count()
 
 
 def move_clock_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,12 +47,17 @@ def move_clock_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 class Call:
     """A question for a turn, and what became of it; `at_us` is when its owner heard that it was granted."""
 
-    ticket: str
+    number: int
     tokens: int
     process: str
     due_us: int = 0
     at_us: int | None = None
     used: int | None = None
+
+    @property
+    def ticket(self) -> str:
+        """Return the id of the question."""
+        return f"job.{self.number}"
 
     @property
     def counted(self) -> int:
@@ -95,7 +100,7 @@ class SimulatedLane:
     async def ask(self, tokens: int, *, process: str | None = None) -> Asked:
         """Ask for a turn; who has to wait is kept among the waiting."""
         process = process or next(iter(self.turns))
-        call = Call(f"job.{next(_tickets)}", tokens, process)
+        call = Call(next(_numbers_of_calls), tokens, process)
         answer = await self._ask(call)
         if answer.reply is Reply.WAIT:
             self.waiting.append(call)
@@ -113,6 +118,7 @@ class SimulatedLane:
             self._minute.append(call)
             self._audit(call)
         else:
+            assert answer.amount > 0, "who is told to ask at once would do nothing else"
             call.due_us = self.now_us + answer.amount
         return answer
 
@@ -181,7 +187,10 @@ class SimulatedLane:
         """Let those confirm who are told that their turn came early."""
         # What was published until now stands before the answer.
         await self._ears.ping()
-        while (message := await self._ears.get_message(timeout=None)) is not None:
+        while True:
+            message = await self._ears.get_message(timeout=None)
+            if message is None:
+                continue  # that it subscribed
             if message["type"] == "pong":
                 return
             ticket = text(message["data"])
@@ -239,6 +248,10 @@ class SimulatedLane:
         assert books.waiting == len(books.tickets) == len(waiting)
         assert sorted(books.tickets) == sorted(f"{record[1]} {ticket}" for ticket, record in waiting.items())
         assert books.waiting_tokens == sum(int(record[1]) for record in waiting.values())
+        if not self.loses_messages and self.granted:
+            # First come, first served.
+            newest = max(call.number for call in self.granted)
+            assert all(int(ticket.rpartition(".")[2]) > newest for ticket in books.tickets)
         if self.now_us - self._began_us < MINUTE_US:
             # Nothing has left the ledger yet.
             unheard = [int(record[1]) for record in books.held.values() if record[0] == "granted"]

@@ -21,8 +21,8 @@ local function sent(r)
   return { 1, 0 }
 end
 
-local function wait(r, at_us)
-  if is_full(s) then
+local function wait(r, at_us, full)
+  if full then
     at_us = max(at_us, s.now_us + SLOT_RETRY_US)
   end
   r.at_us, r.expires_us = at_us, s.now_us + GRACE_US
@@ -71,7 +71,7 @@ if r then
   end
   local ahead, ahead_tokens = ahead_of(ticket_of({ id = id, tokens = tokens }))
   if r and ahead then
-    return wait(r, turn(s, ahead, ahead_tokens, r.tokens))
+    return wait(r, turn(s, ahead, ahead_tokens, r.tokens), is_full(s))
   end
 end
 
@@ -99,4 +99,4 @@ if ahead_us > HORIZON_US or (full and s.waiting >= s.most) then
 end
 redis.call('RPUSH', s.tickets_key, ticket_of(r))
 join(s, tokens)
-return wait(r, at_us)
+return wait(r, at_us, full)

@@ -169,7 +169,7 @@ local function window_turn(s, requests, tokens)
     local cells = redis.call('LRANGE', s.cells_key, index, index + 63)
     if #cells == 0 then
       -- Only what is still to be granted will make room: as fast as the limit allows.
-      return at_us + WINDOW_US * max(excess / s.rpm, excess_tokens / s.tpm)
+      return max(s.now_us, at_us) + WINDOW_US * max(excess / s.rpm, excess_tokens / s.tpm)
     end
     index = index + #cells
     for _, cell in ipairs(cells) do

@@ -112,7 +112,7 @@ def channel(process: str) -> str:
 
 def pack_limits(limits: LaneLimits, *, hold_s: float) -> bytes:
     """Return the limits as turns.lua unpacks them."""
-    pace_s = {"smooth": _MINUTE_S + JITTER_S, "bucket": _MINUTE_S, "window": 0.0}[limits.shape]
+    pace_s = {"smooth": _MINUTE_S, "bucket": _MINUTE_S, "window": 0.0}[limits.shape]
     # At least one request is had at once, whatever this says.
     burst_s = max(0.0, limits.burst_s - JITTER_S) * pace_s / _MINUTE_S
     numbers = (
