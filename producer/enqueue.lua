@@ -25,6 +25,9 @@ for i = 2, #ARGV, FIELDS do
   local known = redis.call('EXISTS', job, 'aq:result:' .. id) > 0
     or (batch ~= '' and redis.call('GETBIT', 'aq:rows:' .. batch, row) == 1)
   if not known and total then
+    if redis.call('HEXISTS', 'aq:batch:' .. batch, 'cancelled_ms') == 1 then
+      return redis.error_reply('batch ' .. batch .. ' was cancelled; send more as another batch')
+    end
     return redis.error_reply('batch ' .. batch .. ' is closed with ' .. total .. ' jobs; send more as another batch')
   end
   if batch ~= '' then

@@ -1,17 +1,22 @@
 -- Tell which lane the jobs of a route meet; its lines move there.
 --
 -- prelude: schemas/lines.lua
--- ARGV[1] route, ARGV[2] lane, ARGV[3] id of the job that found out
+-- prelude: worker/limits/turns.lua
+-- prelude: worker/admission/room.lua
+-- ARGV[1] route, ARGV[2] lane, ARGV[3] id of the job that found out, ARGV[4] horizon in us,
+-- ARGV[5] ms within which the job asks the limiter
 --
 -- A route's lane is known once one of its jobs was prepared, and changes when its assistant
--- does. Returns 1.
+-- does. Returns 1 if the job may go on, 0 if the lane that it met is paused or has no room: it
+-- was let out before anybody knew, and should go back to its line.
 
-local route, lane = ARGV[1], ARGV[2]
+local route, lane, id = ARGV[1], ARGV[2], ARGV[3]
+local now_us = server_us()
 local before = lane_of(route)
-redis.call('ZREM', 'aq:entering:' .. before, ARGV[3])
 if before == lane then
   return 1
 end
+redis.call('ZREM', 'aq:entering:' .. before, id)
 redis.call('HSET', 'aq:routes', route, lane)
 local left = false
 for _, priority in ipairs(PRIORITIES) do
@@ -31,4 +36,8 @@ if not left then
   redis.call('ZREM', 'aq:parked', before)
 end
 redis.call('PUBLISH', 'aq:wake', 'met')
+if is_shut(lane) or room_of(lane, now_us, tonumber(ARGV[4])) < 1 then
+  return 0
+end
+enter(lane, id, math.floor(now_us / 1000), tonumber(ARGV[5]))
 return 1
