@@ -163,11 +163,7 @@ end
 
 local function end_lease(id, route)
   redis.call('ZREM', 'aq:drained', id)
-  local lane = lane_of(route)
-  if redis.call('ZREM', 'aq:entering:' .. lane, id) == 1 then
-    -- It never asked the limiter, so there is room for another one in its place.
-    redis.call('ZADD', 'aq:parked', 'XX', 0, lane)
-  end
+  redis.call('ZREM', 'aq:entering:' .. lane_of(route), id)
   if redis.call('ZREM', 'aq:leases', id) == 1 then
     local workspace = workspace_of(route)
     if redis.call('HINCRBY', 'aq:places', workspace, -1) <= 0 then

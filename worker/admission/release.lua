@@ -34,7 +34,7 @@ local KEPT_FROM = 64
 local HEARTBEAT_AT_MOST_MS = 120000
 
 local claim_ms, horizon_us = tonumber(ARGV[2]), tonumber(ARGV[4])
-local now_us = server_us()
+local now_us = clock()
 local now_ms = math.floor(now_us / 1000)
 local looks = 0
 
@@ -66,8 +66,8 @@ local weights = {}
 local function known(lane)
   if not lanes[lane] then
     local room, retry_us = room_of(lane, now_us, horizon_us)
-    local tokens = tonumber(redis.call('HGET', 'aq:limit:' .. lane, 'avg_tokens') or UNKNOWN_TOKENS)
-    lanes[lane] = { room = room, retry_us = retry_us, tokens = math.max(1, tokens or UNKNOWN_TOKENS) }
+    local tokens = read(lane, now_us).avg_tokens
+    lanes[lane] = { room = room, retry_us = retry_us, tokens = tokens > 0 and tokens or UNKNOWN_TOKENS }
   end
   return lanes[lane]
 end
@@ -104,6 +104,11 @@ local function next_of(workspace)
         return nil
       end
       local state = known(lane)
+      if state.room < 1 and state.let_out then
+        -- It was used up in this call: only now is it known when there is more.
+        lanes[lane] = nil
+        state = known(lane)
+      end
       if state.room < 1 then
         park_lane(lane, now_ms + math.ceil(state.retry_us / 1000))
         return nil
@@ -173,7 +178,7 @@ while free > 0 and at_once > 0 and looks < LOOKS_AT_ONCE do
   if id then
     local state = lanes[lane]
     local job = 'aq:job:' .. id
-    state.room = state.room - 1
+    state.room, state.let_out = state.room - 1, true
     free, at_once, served = free - 1, at_once - 1, served + 1
     released[#released + 1] = id
     released[#released + 1] = redis.call('HINCRBY', job, 'epoch', 1)

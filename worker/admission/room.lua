@@ -10,11 +10,6 @@ local LOOK_AGAIN_US = 100000
 -- No job is on its way for longer: what lies further ahead is older than a clock that was set back.
 local ENTERING_AT_MOST_MS = 60000
 
-local function server_us()
-  local time = redis.call('TIME')
-  return time[1] * 1000000 + time[2]
-end
-
 -- How many jobs of the lane may go out now, and after how many us one more may. A lane that stands
 -- before a wall is tried by one job at a time.
 local function room_of(lane, now_us, horizon_us)

@@ -4,7 +4,7 @@
 -- KEYS[1] aq:job:<id>  KEYS[2] aq:journal:<id>
 -- ARGV[1] id, ARGV[2] the hint's epoch, ARGV[3] lease in ms, ARGV[4] the claim's own token
 --
--- Returns record, attempts, enqueued_ms, now_ms, lane of its route or '', '1' if it is to be
+-- Returns record, attempts, enqueued_ms, now_ms, the lane under whose name it was let out or '', '1' if it is to be
 -- cancelled, then the journal; or nil when the hint is stale: the job ended, was released
 -- again, or another worker has it. A job whose batch or lane was paused meanwhile goes back to its
 -- line. The token lets a claim whose reply was lost be sent again.
@@ -28,7 +28,10 @@ lease(ARGV[1], route, now_ms + tonumber(ARGV[3]))
 if batch then
   redis.call('HSETNX', 'aq:batch:' .. batch, 'started', now_ms)
 end
-local lane = redis.call('HGET', 'aq:routes', route) or ''
+local lane = lane_of(route)
+if not redis.call('ZSCORE', 'aq:entering:' .. lane, ARGV[1]) or string.sub(lane, 1, 1) == '?' then
+  lane = ''
+end
 local reply = { job[4], job[5] or '0', job[6], tostring(now_ms), lane, cancelled and '1' or '' }
 for _, step in ipairs(redis.call('LRANGE', KEYS[2], 0, -1)) do
   reply[#reply + 1] = step

@@ -19,6 +19,11 @@ if job[1] ~= 'running' or job[2] ~= ARGV[2] then
 end
 redis.call('SET', KEYS[3], ARGV[4], 'EX', ARGV[5])
 redis.call('DEL', KEYS[1], KEYS[2])
+local lane = lane_of(job[5])
+if redis.call('ZREM', 'aq:entering:' .. lane, ARGV[1]) == 1 then
+  -- It never asked the limiter, so there is room for another one in its place.
+  redis.call('ZADD', 'aq:parked', 'XX', 0, lane)
+end
 end_lease(ARGV[1], job[5])
 
 if job[4] then

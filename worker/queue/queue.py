@@ -59,7 +59,7 @@ class Hint:
 class Claimed:
     """A job that is ours until its lease ends.
 
-    `lane_key` is the lane that its route is known to meet; `cancelled` says that it is to end
+    `lane_key` is the lane whose room it was given, if that was known; `cancelled` says that it is to end
     without another call.
     """
 
