@@ -26,7 +26,9 @@ for i = 2, #ARGV, FIELDS do
   local known = redis.call('EXISTS', job, 'aq:result:' .. id) > 0
   if batch ~= '' then
     if total and not known and redis.call('GETBIT', 'aq:rows:' .. batch, row) == 0 then
-      return redis.error_reply('batch ' .. batch .. ' is closed with ' .. total .. ' jobs; send more as another batch')
+      local why = redis.call('HEXISTS', 'aq:batch:' .. batch, 'cancelled_ms') == 1 and ' was cancelled'
+        or ' is closed with ' .. total .. ' jobs'
+      return redis.error_reply('batch ' .. batch .. why .. '; send more as another batch')
     end
     known = redis.call('SETBIT', 'aq:rows:' .. batch, row, 1) == 1 or known
   end

@@ -17,6 +17,8 @@ Kind = Literal["lane", "batch"]
 # Snoozed jobs that a cancel looks through for those of its batch; others end when their wait does.
 _SNOOZED_AT_MOST = 20_000
 _LANES_AT_MOST = 1_000
+# For so long a job of a cancelled lane may come back from a wait and is still cancelled.
+_OFF_FOR_S = 7 * 24 * 60 * 60
 
 
 class Lanes:
@@ -29,11 +31,20 @@ class Lanes:
         self._look = connection.register_script(read_script("schemas", "lanes.lua"))
 
     def stop(self, verb: Verb, kind: Kind, name: str) -> int:
-        """Pause, resume or cancel at once; return how many jobs wait there."""
+        """Pause, resume or cancel at once; return how many jobs wait there.
+
+        ProducerError for a batch that is not known or has ended, and for pausing what is no
+        lane yet: jobs whose lane nobody knows wait under a name that begins with `?`.
+        """
+        if verb == "pause" and kind == "lane" and name.startswith("?"):
+            raise ProducerError(f"'{name}' stands for jobs whose lane is not known yet; pause their batch instead")
         try:
-            return int(cast("int", self._stop(keys=[], args=[verb, kind, name, _SNOOZED_AT_MOST])))
+            waiting = int(cast("int", self._stop(keys=[], args=[verb, kind, name, _SNOOZED_AT_MOST, _OFF_FOR_S])))
         except redis.RedisError as exc:
             raise ProducerError(f"Redis does not answer as it should: {exc}") from exc
+        if waiting < 0:
+            raise ProducerError(f"batch {name} has ended, or is not known to this queue")
+        return waiting
 
     def all(self) -> list[LaneStatus]:
         """Return the lanes that have waiting jobs, stand still or are paused, by name; at most 1,000 of them."""

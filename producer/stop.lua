@@ -2,14 +2,18 @@
 --
 -- prelude: schemas/lines.lua
 -- ARGV[1] pause, resume or cancel; ARGV[2] lane or batch; ARGV[3] its name; ARGV[4] most snoozed
--- jobs to look through
+-- jobs to look through, ARGV[5] seconds for which jobs of a cancelled lane may come back to it
 --
 -- What a worker has begun goes on: a paused job to its end, one of a cancelled batch to its next
 -- step. Cancelled jobs that wait are drained by the workers (worker/queue/drain.lua), each to
--- its end in SQL. Cancelling a lane means the jobs that wait in it now; a cancelled batch takes
--- no more rows. Returns how many jobs wait there in lines.
+-- its end in SQL; those that are blocked by their thread, or out, when they come back. Cancelling
+-- a lane means the jobs that were enqueued before now; a cancelled batch takes no more rows.
+--
+-- Returns how many jobs wait there in lines; -1 for a batch that is not known, or has ended:
+-- nothing was changed.
 
 local verb, kind, name = ARGV[1], ARGV[2], ARGV[3]
+local batch = 'aq:batch:' .. name
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 
@@ -33,47 +37,47 @@ for _, line in ipairs(lines) do
   waiting = waiting + redis.call('LLEN', 'aq:line:' .. line)
 end
 
-local function pause()
-  if kind == 'lane' then
-    redis.call('SADD', 'aq:paused', name)
-    shut_lane(name)
-  else
-    redis.call('HSETNX', 'aq:batch:' .. name, 'paused_ms', now_ms)
-    for _, line in ipairs(lines) do
-      unregister_line(line)
-    end
-  end
+local function pause_lane()
+  redis.call('SADD', 'aq:paused', name)
+  shut_lane(name)
 end
 
-local function resume()
-  if kind == 'lane' then
-    redis.call('SREM', 'aq:paused', name)
-    open_lane(name)
-  else
-    redis.call('HDEL', 'aq:batch:' .. name, 'paused_ms')
-    for _, line in ipairs(lines) do
-      if redis.call('EXISTS', 'aq:line:' .. line) == 1 then
-        register_line(line)
-      end
-    end
-  end
+local function resume_lane()
+  redis.call('SREM', 'aq:paused', name)
+  open_lane(name)
 end
 
-local function cancel_waiting()
+local function cancel_lane()
+  redis.call('SET', 'aq:off:' .. name, now_ms, 'EX', ARGV[5])
   for _, line in ipairs(lines) do
-    local length = redis.call('LLEN', 'aq:line:' .. line)
-    if length > 0 then
+    drain_line(line)
+  end
+end
+
+local function pause_batch()
+  if redis.call('HEXISTS', batch, 'cancelled_ms') == 0 then
+    redis.call('HSETNX', batch, 'paused_ms', now_ms)
+    for _, line in ipairs(lines) do
       unregister_line(line)
-      redis.call('HSET', 'aq:draining', line, kind == 'batch' and -1 or length)
+    end
+  end
+end
+
+local function resume_batch()
+  redis.call('HDEL', batch, 'paused_ms')
+  for _, line in ipairs(lines) do
+    if redis.call('EXISTS', 'aq:line:' .. line) == 1 then
+      register_line(line)
     end
   end
 end
 
 local function cancel_batch()
-  local batch = 'aq:batch:' .. name
   redis.call('HSETNX', batch, 'cancelled_ms', now_ms)
   redis.call('HDEL', batch, 'paused_ms')
-  cancel_waiting()
+  for _, line in ipairs(lines) do
+    drain_line(line)
+  end
   -- Snoozed jobs would come back only when their wait is over.
   for _, id in ipairs(redis.call('ZRANGE', 'aq:snoozed', 0, tonumber(ARGV[4]) - 1)) do
     if redis.call('HGET', 'aq:job:' .. id, 'batch') == name then
@@ -89,14 +93,19 @@ local function cancel_batch()
   end
 end
 
-if verb == 'pause' then
-  pause()
-elseif verb == 'resume' then
-  resume()
-elseif kind == 'batch' then
-  cancel_batch()
-else
-  cancel_waiting()
+-- A batch whose last job has ended is over, even if its row is still to be written.
+local function is_over()
+  local counts = redis.call('HMGET', batch, 'total', 'finished', 'state', 'created_ms')
+  return counts[3] or not counts[4] or (counts[1] and tonumber(counts[2] or '0') >= tonumber(counts[1]))
 end
+
+local verbs = {
+  lane = { pause = pause_lane, resume = resume_lane, cancel = cancel_lane },
+  batch = { pause = pause_batch, resume = resume_batch, cancel = cancel_batch },
+}
+if kind == 'batch' and is_over() then
+  return -1
+end
+verbs[kind][verb]()
 redis.call('PUBLISH', 'aq:wake', verb)
 return waiting

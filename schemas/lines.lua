@@ -13,13 +13,21 @@
 --   aq:turn                    counts what was served, and so orders lines and lanes
 --   aq:parked                  lanes without room, by the ms at which to look again
 --   aq:paused                  lanes that people stopped; a batch says `paused_ms` itself
---   aq:draining                lines whose jobs end as cancelled -> how many; -1 for all
+--   aq:draining                names of the lists of jobs that wait to end as cancelled
+--   aq:drain:<name>            such a list: what was a line until it was cancelled, or BACK
+--   aq:drained                 jobs that were taken from there, by when they must have been claimed
+--   aq:off:<lane>              when the lane was cancelled, ms; what was enqueued before ends when it comes back
+--   aq:leases                  jobs that are out, released or running, by the ms at which that is given up
+--   aq:places                  workspace -> how many of its jobs are out
 --
--- A line with jobs is registered with its lane, and an open lane with its workspace, unless
--- it is parked, paused or draining. Only the step from none to one job has to register it.
+-- A line with jobs is registered with its lane, and an open lane with its workspace, unless the
+-- lane is parked or paused, or the line's batch paused. Only the step from none to one job has
+-- to register it. Who is out has a lease, and every lease is counted in aq:places.
 
 -- A workspace that has not come back for as long begins level again.
 local LEFT_FOR_S = 3600
+-- Where jobs go that come back after they were cancelled.
+local BACK = 'back'
 local PRIORITIES = { 'I', 'B' } -- interactive before batch
 
 local function workspace_of(lane)
@@ -96,20 +104,14 @@ local function park_lane(lane, until_ms)
   shut_lane(lane)
 end
 
--- Register a line that has jobs, unless its batch is paused or its jobs are to end as cancelled.
+-- Register a line that has jobs, unless its batch is paused.
 local function register_line(line)
   local priority, batch, route = line_parts(line)
   if batch ~= '' then
     redis.call('SADD', 'aq:linesof:' .. batch, line)
-    local stopped = redis.call('HMGET', 'aq:batch:' .. batch, 'cancelled_ms', 'paused_ms')
-    if stopped[1] then
-      redis.call('HSET', 'aq:draining', line, -1)
-    elseif stopped[2] then
+    if redis.call('HEXISTS', 'aq:batch:' .. batch, 'paused_ms') == 1 then
       return
     end
-  end
-  if redis.call('HEXISTS', 'aq:draining', line) == 1 then
-    return
   end
   local lane = lane_of(route)
   redis.call('ZADD', 'aq:lines:' .. priority .. ':' .. lane, 'NX', take_turn(), line)
@@ -128,12 +130,60 @@ local function join_line(line, id, at_head)
   end
 end
 
--- Put a job that was out back to the head of its line.
+-- All jobs of a line are to end as cancelled; who joins it from now on is not.
+local function drain_line(line)
+  if redis.call('EXISTS', 'aq:line:' .. line) == 1 then
+    local name = take_turn()
+    redis.call('RENAME', 'aq:line:' .. line, 'aq:drain:' .. name)
+    redis.call('SADD', 'aq:draining', name)
+  end
+  unregister_line(line)
+end
+
+-- Whether a job is to end without another call: itself, its batch, or what was in its lane then.
+local function is_cancelled(marked, batch, route, enqueued_ms)
+  if marked or (batch and redis.call('HEXISTS', 'aq:batch:' .. batch, 'cancelled_ms') == 1) then
+    return true
+  end
+  local off_ms = redis.call('GET', 'aq:off:' .. lane_of(route))
+  return off_ms and tonumber(enqueued_ms) < tonumber(off_ms)
+end
+
+local function is_paused(batch, route)
+  return (batch and redis.call('HEXISTS', 'aq:batch:' .. batch, 'paused_ms') == 1)
+    or redis.call('SISMEMBER', 'aq:paused', lane_of(route)) == 1
+end
+
+-- The job is out until it ends or comes back, or until `until_ms`.
+local function lease(id, route, until_ms)
+  if redis.call('ZADD', 'aq:leases', until_ms, id) == 1 then
+    redis.call('HINCRBY', 'aq:places', workspace_of(route), 1)
+  end
+end
+
+local function end_lease(id, route)
+  redis.call('ZREM', 'aq:drained', id)
+  redis.call('ZREM', 'aq:entering:' .. lane_of(route), id)
+  if redis.call('ZREM', 'aq:leases', id) == 1 then
+    local workspace = workspace_of(route)
+    if redis.call('HINCRBY', 'aq:places', workspace, -1) <= 0 then
+      redis.call('HDEL', 'aq:places', workspace)
+    end
+  end
+end
+
+-- Put a job that was out, snoozed or blocked at the head of its line; a cancelled one is drained.
 local function rejoin_line(id)
-  local job = redis.call('HMGET', 'aq:job:' .. id, 'priority', 'batch', 'route')
-  if job[3] then
-    redis.call('HSET', 'aq:job:' .. id, 'state', 'waiting')
-    redis.call('ZREM', 'aq:entering:' .. lane_of(job[3]), id)
+  local job = redis.call('HMGET', 'aq:job:' .. id, 'priority', 'batch', 'route', 'cancelled', 'enqueued_ms')
+  if not job[3] then
+    return
+  end
+  end_lease(id, job[3])
+  redis.call('HSET', 'aq:job:' .. id, 'state', 'waiting')
+  if is_cancelled(job[4], job[2], job[3], job[5]) then
+    redis.call('RPUSH', 'aq:drain:' .. BACK, id)
+    redis.call('SADD', 'aq:draining', BACK)
+  else
     join_line(line_name(job[1], job[2], job[3]), id, true)
   end
 end

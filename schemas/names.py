@@ -14,7 +14,10 @@ server's clock.
 | `aq:ring`, `aq:lanes:…`, `aq:lines:…`, `aq:ring:left`, `aq:ring:now`, `aq:turn` | | whose turn it is: workspaces, their lanes, their lines; see schemas/lines.lua |
 | `aq:parked` | zset | lanes without room, by the time at which to look again |
 | `aq:paused` | set | lanes that people stopped |
-| `aq:draining` | hash | lines whose jobs end as cancelled -> how many of them; -1 for all |
+| `aq:draining`, `aq:drain:<name>` | set, list | jobs that were cancelled while they waited: names of their lists, and these |
+| `aq:drained` | zset | those of them that a worker is ending, by the time within which it had to begin |
+| `aq:off:<lane>` | string | when the lane was cancelled; what was enqueued before ends as cancelled when it comes back |
+| `aq:places` | hash | workspace -> how many of its jobs have a lease |
 | `aq:entering:<lane>` | zset | released jobs that have not asked the limiter yet, by the time at which that is given up |
 | `aq:weights` | hash | workspace -> its weight against others, where it is not 1 |
 | `aq:leases` | zset | released and running jobs by the time at which their lease ends |
@@ -49,6 +52,8 @@ PARKED = f"{PREFIX}:parked"
 PAUSED = f"{PREFIX}:paused"
 DRAINING = f"{PREFIX}:draining"
 WEIGHTS = f"{PREFIX}:weights"
+PLACES = f"{PREFIX}:places"
+DRAINED = f"{PREFIX}:drained"
 LEASES = f"{PREFIX}:leases"
 SNOOZED = f"{PREFIX}:snoozed"
 SWEPT = f"{PREFIX}:swept"

@@ -130,9 +130,7 @@ def test_a_call_that_ends_after_its_tokens_flowed_back_does_not_fill_the_bucket_
     runner.run(check())
 
 
-def test_what_was_not_used_can_be_had_at_once_as_long_as_it_is_owed(
-    runner: asyncio.Runner, connection: Redis
-) -> None:
+def test_what_was_not_used_can_be_had_at_once_as_long_as_it_is_owed(runner: asyncio.Runner, connection: Redis) -> None:
     async def check() -> None:
         async with SimulatedLane(connection, LaneLimits(rpm=10_000, tpm=600, burst_s=60, shape="bucket")) as lane:
             await lane.ask(590)
@@ -453,9 +451,7 @@ class TestTickets:
 
 
 class TestTime:
-    def test_a_lane_goes_on_when_the_servers_clock_is_set_back(
-        self, runner: asyncio.Runner, connection: Redis
-    ) -> None:
+    def test_a_lane_goes_on_when_the_servers_clock_is_set_back(self, runner: asyncio.Runner, connection: Redis) -> None:
         async def check() -> None:
             for shape in SHAPES:
                 async with SimulatedLane(connection, LaneLimits(rpm=60, burst_s=1, shape=shape)) as lane:
@@ -483,9 +479,9 @@ class TestTime:
                 await lane.settle(lane.granted[0], 5)
                 kept = await keys(lane)
                 lane_key = lane.lane.key
-                assert set(kept) == {
-                    f"aq:{kind}:{lane_key}" for kind in ("limit", "cells", "tickets", "held")
-                } | {"aq:limited"}
+                assert set(kept) == {f"aq:{kind}:{lane_key}" for kind in ("limit", "cells", "tickets", "held")} | {
+                    "aq:limited"
+                }
                 assert kept.pop("aq:limited") == -1
                 assert all(HOLD_S + 60 < ttl_s <= HOLD_S + 300 for ttl_s in kept.values())
                 for process in ("p1", "p2"):
@@ -508,9 +504,7 @@ class TestTime:
 
         runner.run(check())
 
-    def test_when_redis_forgets_everything_who_waits_asks_anew(
-        self, runner: asyncio.Runner, connection: Redis
-    ) -> None:
+    def test_when_redis_forgets_everything_who_waits_asks_anew(self, runner: asyncio.Runner, connection: Redis) -> None:
         async def check() -> None:
             async with SimulatedLane(connection, LaneLimits(rpm=60, tpm=600)) as lane:
                 for _ in range(4):

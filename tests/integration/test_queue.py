@@ -265,7 +265,7 @@ class TestReleasing:
 
         def release() -> list[bytes]:
             found: list[bytes] = []
-            while pairs := script(args=[7, 8000, 25, 1_000_000])[1:]:
+            while pairs := script(args=[7, 8000, 25, 1_000_000, 10])[1:]:
                 found += pairs[::2]
             return found
 
@@ -342,7 +342,7 @@ class TestClaiming:
     ) -> None:
         producer.enqueue(a_job("j"))
         (hint,) = await released(queue)
-        keys = [names.job("j"), names.journal("j"), names.LEASES]
+        keys = [names.job("j"), names.journal("j")]
         first = await queue._run("claim", keys, ["j", hint.epoch, 6000, "token"])
         again = await queue._run("claim", keys, ["j", hint.epoch, 6000, "token"])
         assert first[:3] == again[:3]

@@ -19,6 +19,8 @@ from worker.queue.queue import Hint, JobQueue
 
 # A wake-up may be lost (Redis restarts, a hold expires without a word): look this often anyway.
 LOOK_EVERY_S = 0.25
+# Many ends and lanes' openings within so short a time are one reason to look.
+LOOK_AT_MOST_EVERY_S = 0.005
 RELEASE_AT_ONCE = 256
 HEARTBEAT_EVERY_S = 2.0
 HEARTBEAT_TTL_S = 8.0
@@ -68,6 +70,8 @@ class Admission:
                 part = "redis" if isinstance(exc, RedisAway) else "admission"
                 self._events.emit(ServiceFault(part=part, error=f"nothing was released: {type(exc).__name__}: {exc}"))
                 await asyncio.sleep(_RETRY_S)
+            if wait_s > 0:
+                await asyncio.sleep(min(wait_s, LOOK_AT_MOST_EVERY_S))
             # Not wait_for: Python 3.11's swallows a cancellation that meets the wake-up.
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):

@@ -26,6 +26,7 @@ from worker.tools.base import Toolbox, Tools, ToolsUnavailable
 
 # A wait that is shorter is not worth telling about.
 _TELL_WAITS_FROM_S = 0.001
+_LET_OUT_TOO_EARLY = Snoozed(delay_s=0, code=Code.LIMITER_WAIT, reason="the job's lane is paused or has no room now")
 _SHUTTING_DOWN = Snoozed(delay_s=0, code=Code.SHUTTING_DOWN, reason="the worker shuts down")
 
 
@@ -94,7 +95,8 @@ class Conversation:
         config = prepared.config
         rules = Rules(output=prepared.output, max_steps=prepared.max_steps, max_repairs=config.max_repairs)
         lane = Lane(workspace=claimed.record.job.workspace, provider=provider.name, model=prepared.model)
-        await self._queue.meets(claimed, lane)
+        if not await self._queue.meets(claimed, lane):
+            return Conversed(outcome=_LET_OUT_TOO_EARLY, steps=claimed.journal)
         steps = claimed.journal
         while True:
             move = next_move(steps, rules, tools)

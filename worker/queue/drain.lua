@@ -1,41 +1,35 @@
 -- Release waiting jobs that were cancelled, to end without a call.
 --
 -- prelude: schemas/lines.lua
--- KEYS[1] aq:draining  KEYS[2] aq:leases
 -- ARGV[1] most jobs to release, ARGV[2] ms within which each must be claimed
 --
 -- Returns id, epoch, id, epoch, … They enter no queue: the caller claims them itself.
 
 local time = redis.call('TIME')
-local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+local until_ms = time[1] * 1000 + math.floor(time[2] / 1000) + tonumber(ARGV[2])
 local room = tonumber(ARGV[1])
 local released = {}
 
 while room > 0 do
-  local field = redis.call('HRANDFIELD', KEYS[1], 1, 'WITHVALUES')
-  local line, count = field[1], tonumber(field[2] or '0')
-  if not line then
+  local name = redis.call('SRANDMEMBER', 'aq:draining')
+  if not name then
     break
   end
-  local take = math.min(room, count < 0 and room or count)
-  local ids = redis.call('LPOP', 'aq:line:' .. line, take) or {}
+  local ids = redis.call('LPOP', 'aq:drain:' .. name, room) or {}
   for _, id in ipairs(ids) do
     local job = 'aq:job:' .. id
-    if redis.call('HGET', job, 'state') == 'waiting' then
+    local known = redis.call('HMGET', job, 'state', 'route')
+    if known[1] == 'waiting' then
       released[#released + 1] = id
       released[#released + 1] = redis.call('HINCRBY', job, 'epoch', 1)
       redis.call('HSET', job, 'state', 'released', 'cancelled', 1)
-      redis.call('ZADD', KEYS[2], now_ms + tonumber(ARGV[2]), id)
+      lease(id, known[2], until_ms)
+      redis.call('ZADD', 'aq:drained', until_ms, id)
     end
   end
   room = room - #ids
-  if #ids < take or count == #ids then
-    redis.call('HDEL', KEYS[1], line)
-    if redis.call('EXISTS', 'aq:line:' .. line) == 1 then
-      register_line(line)
-    end
-  elseif count > 0 then
-    redis.call('HSET', KEYS[1], line, count - #ids)
+  if redis.call('EXISTS', 'aq:drain:' .. name) == 0 then
+    redis.call('SREM', 'aq:draining', name)
   end
 end
 return released

@@ -30,6 +30,9 @@ LEASE_S = 6.0
 RENEW_EVERY_S = 2.0
 # A released job whose hint gets lost, or stands behind long jobs, is released again after this long.
 CLAIM_WITHIN_S = 8.0
+# Jobs whose turn under their lane's limit is further away than this wait in their lines. Enough
+# that a lane never idles while a job is on its way, and few enough to keep places free.
+HORIZON_S = 1.0
 # What append.lua answers for a job that is to end.
 _CANCELLED = 2
 
@@ -56,7 +59,7 @@ class Hint:
 class Claimed:
     """A job that is ours until its lease ends.
 
-    `lane_key` is the lane that its route is known to meet; `cancelled` says that it is to end
+    `lane_key` is the lane whose room it was given, if that was known; `cancelled` says that it is to end
     without another call.
     """
 
@@ -117,14 +120,14 @@ class JobQueue:
 
     async def drain(self, limit: int) -> list[Hint]:
         """Release up to `limit` waiting jobs that were cancelled; the caller runs them itself, to their end."""
-        reply = await self._run("drain", [names.DRAINING, names.LEASES], [limit, int(CLAIM_WITHIN_S * 1000)])
+        reply = await self._run("drain", [], [limit, int(CLAIM_WITHIN_S * 1000)])
         return hints_of(reply)
 
     async def claim(self, hint: Hint) -> Claimed | None:
         """Make the job ours for LEASE_S; None if the hint is stale."""
         reply = await self._run(
             "claim",
-            [names.job(hint.job_id), names.journal(hint.job_id), names.LEASES],
+            [names.job(hint.job_id), names.journal(hint.job_id)],
             [hint.job_id, hint.epoch, int(LEASE_S * 1000), uuid.uuid4().hex],
         )
         if reply is None:
@@ -146,15 +149,20 @@ class JobQueue:
             cancelled=bool(cancelled),
         )
 
-    async def meets(self, claimed: Claimed, lane: Lane) -> None:
-        """Tell that the job's route meets this lane, if that is news."""
-        if claimed.lane_key != lane.key:
-            await self._run("meet", [], [claimed.record.job.route, lane.key, claimed.id])
+    async def meets(self, claimed: Claimed, lane: Lane) -> bool:
+        """Tell that the job's route meets this lane, if that is news.
+
+        Returns whether the job may go on: where nobody knew its lane it may have been let out
+        although that is paused or has no room. Then it should be snoozed, for no time.
+        """
+        if claimed.lane_key == lane.key:
+            return True
+        args = [claimed.record.job.route, lane.key, claimed.id, int(HORIZON_S * 1e6), int(CLAIM_WITHIN_S * 1000)]
+        return bool(await self._run("meet", [], args))
 
     async def give_back(self, hint: Hint) -> bool:
         """Put a job that was released to us back to the head of its line; False if the hint is stale."""
-        keys = [names.job(hint.job_id), names.LEASES]
-        return bool(await self._run("give_back", keys, [hint.job_id, hint.epoch]))
+        return bool(await self._run("give_back", [names.job(hint.job_id)], [hint.job_id, hint.epoch]))
 
     async def renew(self, held: Iterable[Hint]) -> set[str]:
         """Renew the leases of these jobs; return the ids of those that were lost."""
@@ -177,14 +185,14 @@ class JobQueue:
 
     async def snooze(self, claimed: Claimed, *, delay_s: float, burns_attempt: bool, hold_lane: bool) -> None:
         """Put the job back to wait; raises StaleJobError."""
-        keys = [names.job(claimed.id), names.LEASES, names.SNOOZED]
+        keys = [names.job(claimed.id), names.SNOOZED]
         args = [claimed.id, claimed.epoch, int(delay_s * 1000), int(burns_attempt), int(hold_lane)]
         if not await self._run("snooze", keys, args):
             raise StaleJobError(claimed.id, at="snooze")
 
     async def finish(self, claimed: Claimed, result: JobResult) -> None:
         """End the job; raises StaleJobError."""
-        keys = [names.job(claimed.id), names.journal(claimed.id), names.LEASES, names.result(claimed.id)]
+        keys = [names.job(claimed.id), names.journal(claimed.id), names.result(claimed.id)]
         args = [
             claimed.id,
             claimed.epoch,

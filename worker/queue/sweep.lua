@@ -18,7 +18,12 @@ local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 local swept_ms = tonumber(redis.call('GET', KEYS[3]) or now_ms)
 redis.call('SET', KEYS[3], now_ms)
 if now_ms < swept_ms - SET_BACK_MS then
-  for _, times in ipairs({ KEYS[1], KEYS[2], 'aq:parked' }) do
+  -- A lease lasts no longer than this from now; one that was given since then is left alone.
+  local longest_ms = now_ms + tonumber(ARGV[2])
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. longest_ms, '+inf')) do
+    redis.call('ZADD', KEYS[1], longest_ms, id)
+  end
+  for _, times in ipairs({ KEYS[2], 'aq:parked' }) do
     for _, member in ipairs(redis.call('ZRANGE', times, 0, -1)) do
       redis.call('ZINCRBY', times, now_ms - swept_ms, member)
     end
@@ -31,12 +36,16 @@ end
 
 local recovered = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now_ms, 'LIMIT', 0, ARGV[1])
 for i = #recovered, 1, -1 do -- each goes to the head of its line, so the first one comes last
-  local id = recovered[i]
-  redis.call('ZREM', KEYS[1], id)
-  if redis.call('EXISTS', 'aq:job:' .. id) == 1 then
-    redis.call('HINCRBY', 'aq:job:' .. id, 'epoch', 1)
-    rejoin_line(id)
+  local job = 'aq:job:' .. recovered[i]
+  if redis.call('EXISTS', job) == 1 then
+    redis.call('HINCRBY', job, 'epoch', 1)
+    rejoin_line(recovered[i])
+  else
+    redis.call('ZREM', KEYS[1], recovered[i])
   end
+end
+if redis.call('EXISTS', KEYS[1]) == 0 then
+  redis.call('DEL', 'aq:places')
 end
 
 local due = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now_ms, 'LIMIT', 0, ARGV[1])
