@@ -11,8 +11,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
+from schemas import names
 from schemas.lane_limits import LaneLimits
-from tests.simulated_lane import SimulatedLane, move_clock_by_hand
+from schemas.quota_told import QuotaTold
+from tests.given import text
+from tests.simulated_lane import CLOCK, HOLD_S, Call, SimulatedLane, move_clock_by_hand
+from worker.limits import turns
 from worker.limits.turns import Reply
 
 MINUTE_S = 60
@@ -130,7 +134,9 @@ def test_a_call_that_ends_after_its_tokens_flowed_back_does_not_fill_the_bucket_
     runner.run(check())
 
 
-def test_what_was_not_used_can_be_had_at_once_as_long_as_it_is_owed(runner: asyncio.Runner, connection: Redis) -> None:
+def test_what_was_not_used_can_be_had_at_once_as_long_as_it_is_owed(
+    runner: asyncio.Runner, connection: Redis
+) -> None:
     async def check() -> None:
         async with SimulatedLane(connection, LaneLimits(rpm=10_000, tpm=600, burst_s=60, shape="bucket")) as lane:
             await lane.ask(590)
@@ -305,7 +311,7 @@ def test_the_room_of_a_lane_is_what_is_granted_then(
 async def room(lane: SimulatedLane, horizon_s: float, entering: int) -> tuple[int, int]:
     prelude = turns.source("settle").split("-- What changes a lane")[0]
     script = prelude + "\nreturn { lane_room(ARGV[1], clock(), tonumber(ARGV[2]), tonumber(ARGV[3])) }"
-    jobs, retry_us = await lane.redis.eval(script, 0, lane.lane.key, round(horizon_s * 1e6), entering)
+    jobs, retry_us, *_ = await lane.redis.eval(script, 0, lane.lane.key, round(horizon_s * 1e6), entering)
     return jobs, retry_us
 
 
@@ -451,7 +457,9 @@ class TestTickets:
 
 
 class TestTime:
-    def test_a_lane_goes_on_when_the_servers_clock_is_set_back(self, runner: asyncio.Runner, connection: Redis) -> None:
+    def test_a_lane_goes_on_when_the_servers_clock_is_set_back(
+        self, runner: asyncio.Runner, connection: Redis
+    ) -> None:
         async def check() -> None:
             for shape in SHAPES:
                 async with SimulatedLane(connection, LaneLimits(rpm=60, burst_s=1, shape=shape)) as lane:
@@ -479,9 +487,9 @@ class TestTime:
                 await lane.settle(lane.granted[0], 5)
                 kept = await keys(lane)
                 lane_key = lane.lane.key
-                assert set(kept) == {f"aq:{kind}:{lane_key}" for kind in ("limit", "cells", "tickets", "held")} | {
-                    "aq:limited"
-                }
+                assert set(kept) == {
+                    f"aq:{kind}:{lane_key}" for kind in ("limit", "cells", "tickets", "held")
+                } | {"aq:limited"}
                 assert kept.pop("aq:limited") == -1
                 assert all(HOLD_S + 60 < ttl_s <= HOLD_S + 300 for ttl_s in kept.values())
                 for process in ("p1", "p2"):
@@ -504,7 +512,9 @@ class TestTime:
 
         runner.run(check())
 
-    def test_when_redis_forgets_everything_who_waits_asks_anew(self, runner: asyncio.Runner, connection: Redis) -> None:
+    def test_when_redis_forgets_everything_who_waits_asks_anew(
+        self, runner: asyncio.Runner, connection: Redis
+    ) -> None:
         async def check() -> None:
             async with SimulatedLane(connection, LaneLimits(rpm=60, tpm=600)) as lane:
                 for _ in range(4):
