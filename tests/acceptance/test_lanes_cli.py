@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from schemas import Status
 from tests.at_work import ENDS_WITHIN_S, Scene, Works
 from tests.command_line import Ended, Installation
 from tests.loopback_provider import answers, default_reply, hang_until
@@ -69,7 +70,9 @@ def test_a_paused_batch_starts_nothing_and_says_so_until_it_is_resumed(
         until(lambda: works.redis.zcard("aq:leases") == 0, what="what ran has ended")
     asked = len(scene.asked)
     assert asked < 101
-    assert batch.status().finished == asked - 1  # type: ignore[union-attr] - it is there
+    paused = batch.status()
+    assert paused is not None
+    assert paused.finished == asked - 1
     done(command.run("resume", batch.id), f"batch {batch.id}: resumed; {101 - asked} jobs wait")
     assert batch.wait(timeout_s=ENDS_WITHIN_S).counts == {"succeeded": 100}
 
@@ -109,7 +112,7 @@ def test_a_cancelled_batch_ends_with_a_result_for_every_row_and_pays_for_what_ra
         status = batch.wait(timeout_s=ENDS_WITHIN_S)
     assert status.state == "cancelled"
     assert status.finished == 100
-    assert status.requests == len(scene.asked) - 1 == status.counts["succeeded"]  # type: ignore[index] - a StrEnum
+    assert status.requests == len(scene.asked) - 1 == status.counts[Status.SUCCEEDED]
     assert "cancelled" in command.run("status", batch.id).out
     assert command.run("results", batch.id, "--out", command.directory / "r.csv").code == 0
     rows = command.results("r.csv")

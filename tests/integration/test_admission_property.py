@@ -97,7 +97,7 @@ class Played:
         if batch_id:
             self.producer._open_batch(batch_id, workspace=workspace, webhook=None, label="")
         args = [batch_id, f"j{number}", "B" if batch else "I", job.route, workspace, thread, number]
-        record = {"id": f"j{number}", "job": job.model_dump(exclude_defaults=True, by_alias=True)}
+        record: dict[str, Any] = {"id": f"j{number}", "job": job.model_dump(exclude_defaults=True, by_alias=True)}
         if batch_id:
             record |= {"batch_id": batch_id, "row": number}
         self.producer._enqueue_script(keys=[], args=[args[0], args[1], json.dumps(record), *args[2:]])
@@ -198,8 +198,9 @@ class Played:
                 if routes.get((await state(self.redis, job_id))["route"]) == lane:
                     self.may_cancel.add(job_id)
             for priority in "IB":
-                for line in await self.redis.zrange(names.lane_lines(lane, priority), 0, -1):
-                    self.must_cancel |= {text(each) for each in await self.redis.lrange(names.line(text(line)), 0, -1)}
+                for entry in await self.redis.zrange(names.lane_lines(lane, priority), 0, -1):
+                    line = text(entry)
+                    self.must_cancel |= {text(each) for each in await self.redis.lrange(names.line(line), 0, -1)}
         await self._stop(verb, "lane", lane)
 
     async def _note_cancelled(self, concerns: Any) -> None:
@@ -231,8 +232,8 @@ class Played:
             for job_id in ids:
                 where.setdefault(job_id, []).append(key.split(":")[1])
         for key in (names.LEASES, names.SNOOZED):
-            for job_id in await self.redis.zrange(key, 0, -1):
-                where.setdefault(text(job_id), []).append(key)
+            for member in await self.redis.zrange(key, 0, -1):
+                where.setdefault(text(member), []).append(key)
         places: dict[str, int] = {}
         for job_id in self.unfinished():
             job = await state(self.redis, job_id)
