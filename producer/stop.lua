@@ -48,7 +48,13 @@ local function resume_lane()
 end
 
 local function cancel_lane()
-  redis.call('SET', 'aq:off:' .. name, now_ms, 'EX', ARGV[5])
+  -- By route: a route that meets this lane only later brings its jobs along unharmed.
+  local routes = redis.call('HGETALL', 'aq:routes')
+  for i = 1, #routes, 2 do
+    if routes[i + 1] == name then
+      redis.call('SET', 'aq:off:' .. routes[i], now_ms, 'EX', ARGV[5])
+    end
+  end
   for _, line in ipairs(lines) do
     drain_line(line)
   end

@@ -16,7 +16,7 @@
 --   aq:draining                names of the lists of jobs that wait to end as cancelled
 --   aq:drain:<name>            such a list: what was a line until it was cancelled, or BACK
 --   aq:drained                 jobs that were taken from there, by when they must have been claimed
---   aq:off:<lane>              when the lane was cancelled, ms; what was enqueued before ends when it comes back
+--   aq:off:<route>             when its lane was cancelled, ms; what was enqueued before ends when it comes back
 --   aq:leases                  jobs that are out, released or running, by the ms at which that is given up
 --   aq:places                  workspace -> how many of its jobs are out
 --
@@ -145,7 +145,7 @@ local function is_cancelled(marked, batch, route, enqueued_ms)
   if marked or (batch and redis.call('HEXISTS', 'aq:batch:' .. batch, 'cancelled_ms') == 1) then
     return true
   end
-  local off_ms = redis.call('GET', 'aq:off:' .. lane_of(route))
+  local off_ms = redis.call('GET', 'aq:off:' .. route)
   return off_ms and tonumber(enqueued_ms) < tonumber(off_ms)
 end
 

@@ -16,7 +16,7 @@ server's clock.
 | `aq:paused` | set | lanes that people stopped |
 | `aq:draining`, `aq:drain:<name>` | set, list | jobs that were cancelled while they waited: names of their lists, and these |
 | `aq:drained` | zset | those of them that a worker is ending, by the time within which it had to begin |
-| `aq:off:<lane>` | string | when the lane was cancelled; what was enqueued before ends as cancelled when it comes back |
+| `aq:off:<route>` | string | when the lane of the route was cancelled; what was enqueued before ends as cancelled when it comes back |
 | `aq:places` | hash | workspace -> how many of its jobs have a lease |
 | `aq:entering:<lane>` | zset | released jobs that have not asked the limiter yet, by the time at which that is given up |
 | `aq:weights` | hash | workspace -> its weight against others, where it is not 1 |

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import redis as sync_redis
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
@@ -37,6 +37,8 @@ STEPS = st.lists(
             st.sampled_from(THREADS),
         ),
         st.tuples(st.just("release"), st.integers(1, 8)),
+        st.tuples(st.just("work"), st.integers(1, 8)),
+        st.tuples(st.just("work"), st.integers(1, 8)),
         st.tuples(st.just("claim"), numbers),
         st.tuples(st.just("finish"), numbers),
         st.tuples(st.just("snooze"), numbers, st.sampled_from([0, 3600]), st.booleans()),
@@ -48,8 +50,8 @@ STEPS = st.lists(
         st.tuples(st.just("batch"), verbs, st.sampled_from(WORKSPACES), st.sampled_from(BATCHES[1:])),
         st.tuples(st.just("lane"), verbs, st.sampled_from(WORKSPACES), st.sampled_from(MODELS)),
     ),
-    min_size=5,
-    max_size=50,
+    min_size=30,
+    max_size=60,
 )
 
 
@@ -95,7 +97,7 @@ class Played:
         if batch_id:
             self.producer._open_batch(batch_id, workspace=workspace, webhook=None, label="")
         args = [batch_id, f"j{number}", "B" if batch else "I", job.route, workspace, thread, number]
-        record = {"id": f"j{number}", "job": job.model_dump(exclude_defaults=True, by_alias=True)}
+        record: dict[str, Any] = {"id": f"j{number}", "job": job.model_dump(exclude_defaults=True, by_alias=True)}
         if batch_id:
             record |= {"batch_id": batch_id, "row": number}
         self.producer._enqueue_script(keys=[], args=[args[0], args[1], json.dumps(record), *args[2:]])
@@ -109,6 +111,12 @@ class Played:
         self.hints += hints
         if len(hints) < limit and await self.redis.zcard(names.LEASES) < CAPACITY:
             assert await self.redis.zcard(names.RING) == 0, "something that may run was not let out"
+
+    async def do_work(self, limit: int) -> None:
+        await self.do_release(limit)
+        for hint in self.hints:
+            await self._claim(hint)
+        self.hints.clear()
 
     async def do_claim(self, number: int) -> None:
         if self.hints:
@@ -190,8 +198,9 @@ class Played:
                 if routes.get((await state(self.redis, job_id))["route"]) == lane:
                     self.may_cancel.add(job_id)
             for priority in "IB":
-                for line in await self.redis.zrange(names.lane_lines(lane, priority), 0, -1):
-                    self.must_cancel |= {text(each) for each in await self.redis.lrange(names.line(text(line)), 0, -1)}
+                for entry in await self.redis.zrange(names.lane_lines(lane, priority), 0, -1):
+                    line = text(entry)
+                    self.must_cancel |= {text(each) for each in await self.redis.lrange(names.line(line), 0, -1)}
         await self._stop(verb, "lane", lane)
 
     async def _note_cancelled(self, concerns: Any) -> None:
@@ -223,8 +232,8 @@ class Played:
             for job_id in ids:
                 where.setdefault(job_id, []).append(key.split(":")[1])
         for key in (names.LEASES, names.SNOOZED):
-            for job_id in await self.redis.zrange(key, 0, -1):
-                where.setdefault(text(job_id), []).append(key)
+            for member in await self.redis.zrange(key, 0, -1):
+                where.setdefault(text(member), []).append(key)
         places: dict[str, int] = {}
         for job_id in self.unfinished():
             job = await state(self.redis, job_id)
@@ -299,7 +308,11 @@ def runner() -> Iterator[asyncio.Runner]:
         yield runner
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40,
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(steps=STEPS)
 def test_no_job_is_lost_doubled_or_out_of_order_and_every_register_agrees(
     runner: asyncio.Runner, valkey_url: str, steps: list[tuple[Any, ...]]
@@ -309,6 +322,8 @@ def test_no_job_is_lost_doubled_or_out_of_order_and_every_register_agrees(
         with sync_redis.Redis.from_url(valkey_url) as connection:
             await client.flushall()
             played = Played(client, Producer(connection))
+            for workspace, assistant, batch, thread in itertools.product(WORKSPACES, ASSISTANTS, BATCHES[:2], THREADS):
+                await played.do_enqueue(workspace, assistant, batch, thread)
             for step in steps:
                 await played.do(*step)
                 await played.check()
