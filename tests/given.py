@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -114,13 +116,16 @@ async def waiting(redis: Redis, line: str = LINE) -> list[str]:
 
 
 async def reserved(redis: Redis, lane: Lane) -> tuple[int, int]:
-    """Return the requests and tokens that the lane's limiter counts for the last minute and what is planned."""
-    kept = {text(name): int(value) for name, value in (await redis.hgetall(redis_names.limit(lane.key))).items()}
-    seconds = {name: value for name, value in kept.items() if name[1:].isdigit()}
-    return (
-        sum(value for name, value in seconds.items() if name[0] == "r"),
-        sum(value for name, value in seconds.items() if name[0] == "t"),
-    )
+    """Return the requests and tokens that the lane's limiter counts for the last minute."""
+    cells = [text(cell).split() for cell in await redis.lrange(f"{redis_names.PREFIX}:cells:{lane.key}", 0, -1)]
+    return sum(int(requests) for _, requests, _ in cells), sum(int(tokens) for _, _, tokens in cells)
+
+
+async def until(holds: Callable[[], Awaitable[object]], *, within_s: float = 10.0) -> None:
+    """Return when it holds; TimeoutError if it does not in time."""
+    async with asyncio.timeout(within_s):
+        while not await holds():  # noqa: ASYNC110 - what Redis holds tells nobody that it changed
+            await asyncio.sleep(0)
 
 
 async def let_leases_lapse(redis: Redis) -> None:

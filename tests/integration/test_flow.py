@@ -25,6 +25,7 @@ from schemas import JobResult, OutputSpec, ProducerError, Rejection, Status, Usa
 from schemas.assistant import DEFAULT_MAX_REPAIRS
 from schemas.database import engine_for, ensure_tables
 from schemas.lane import Lane
+from schemas.lane_limits import LaneLimits
 from schemas.outcome import Code
 from schemas.tables import Job, ThreadMessage
 from tests.given import (
@@ -38,6 +39,7 @@ from tests.given import (
     reserved,
     state,
     store_assistant,
+    until,
     user,
     waiting,
 )
@@ -66,8 +68,7 @@ from worker.events import (
 )
 from worker.flow.converse import Conversation
 from worker.flow.run import Flow
-from worker.limits.base import Granted
-from worker.limits.redis_limiter import LaneLimits, RedisLimiter
+from worker.limits.redis_limiter import RedisLimiter
 from worker.providers.openai_compatible import OpenAICompatible, http_client
 from worker.queue.leases import Leases
 from worker.queue.queue import Hint, JobQueue
@@ -104,7 +105,9 @@ class Worker:
         self.leases = Leases(self.queue, self.events)
         self.store = SqlStore(self.engine)
         self.clock = Clock()
-        self.limiter = RedisLimiter(self.redis, self.limits)
+        self.limiter = RedisLimiter(
+            self.redis, limits_of=lambda _: self.limits, clock=self.clock, process="p1", events=self.events
+        )
         self.provider = OpenAICompatible(self.client, base_url=self.base_url, api_key="sk-CANARY")
         self.toolbox = WorkerToolbox(
             environment={},
@@ -786,19 +789,27 @@ class TestShutdown:
         first, second, _third = await released(worker.queue)
         await worker.flow.run(first)
         waits = asyncio.create_task(worker.flow.run(second))
-        told = await worker.hear(LimiterWaited)
-        assert (told.job_id, told.lane) == ("b.1", LANE)
-        assert 1 < told.wait_s <= 5
+        await until(lambda: redis_client.exists(f"aq:tickets:{LANE.key}"))
         worker.clock.stop()
         await asyncio.wait_for(waits, DEADLINE_S)
         (snoozed,) = worker.all(JobSnoozed)
         assert (snoozed.code, snoozed.delay_s) == ("shutting_down", 0)
         assert (await waiting(redis_client))[0] == "b.1"
         assert loopback_provider.count == 1
+        await worker.limiter.aclose()
+        assert not await redis_client.exists(f"aq:tickets:{LANE.key}")
         assert (await reserved(redis_client, LANE))[0] == 1
-        again = await worker.limiter.reserve(LANE, tokens=10)
-        assert isinstance(again, Granted)
-        assert again.wait_s <= told.wait_s
+
+    async def test_a_job_that_waited_for_its_turn_tells_how_long(
+        self, hire: Hire, producer: Producer, loopback_provider: LoopbackProvider
+    ) -> None:
+        worker = hire(limits=LaneLimits(rpm=600, tpm=100_000, burst_s=0.01))
+        producer.enqueue_many([a_job()] * 2, batch_id="b")
+        await worker.run()
+        (told,) = worker.all(LimiterWaited)
+        assert told.lane == LANE
+        assert told.wait_s > 0
+        assert loopback_provider.count == 2
 
     async def test_a_worker_that_shuts_down_begins_no_job(
         self, worker: Worker, producer: Producer, loopback_provider: LoopbackProvider, redis_client: Redis
