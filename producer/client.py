@@ -40,8 +40,6 @@ FLUSH_TIMEOUT_S = 5
 # A watcher outlives a Redis that is away for this long, as while it is started again.
 PATIENCE_S = 60.0
 _MAX_CONNECTIONS = 512
-# A lane that has long been idle expires; a word on it must not stay for ever.
-_FORGIVEN_FOR_S = 3600
 _IDENTIFIER: TypeAdapter[str] = TypeAdapter(Identifier)
 
 
@@ -181,8 +179,7 @@ class Producer:
             for lane, fault in stored.items():
                 if LaneFault.model_validate_json(fault).workspace == job.workspace:
                     pipe.hdel(names.FAULTS, lane)
-                    pipe.hset(names.limit(_text(lane)), "forgiven", 1)
-                    pipe.expire(names.limit(_text(lane)), _FORGIVEN_FOR_S, nx=True)
+                    pipe.hdel(names.limit(_text(lane)), "cool_until_us")
                     pipe.zadd(names.PARKED, {lane: 0}, xx=True)
             pipe.publish(names.WAKE_CHANNEL, "faults forgotten")
             pipe.execute()

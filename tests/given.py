@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -130,6 +132,13 @@ async def reserved(redis: Redis, lane: Lane) -> tuple[int, int]:
     """Return the requests and tokens that the lane's limiter counts for the last minute."""
     cells = [text(cell).split() for cell in await redis.lrange(f"{redis_names.PREFIX}:cells:{lane.key}", 0, -1)]
     return sum(int(requests) for _, requests, _ in cells), sum(int(tokens) for _, _, tokens in cells)
+
+
+async def until(holds: Callable[[], Awaitable[object]], *, within_s: float = 10.0) -> None:
+    """Return when it holds; TimeoutError if it does not in time."""
+    async with asyncio.timeout(within_s):
+        while not await holds():  # noqa: ASYNC110 - what Redis holds tells nobody that it changed
+            await asyncio.sleep(0)
 
 
 async def let_leases_lapse(redis: Redis) -> None:

@@ -1,4 +1,4 @@
-"""A lane of the real scripts on a real server, whose clock the test moves; its waiters behave as the limiter's do.
+"""A lane of the real scripts on a real server, whose clock the test moves, with waiters as the limiter has them.
 
 Every grant is audited when its owner hears of it, for that is when the call would be sent.
 """
@@ -230,10 +230,10 @@ class SimulatedLane:
     async def books(self) -> Books:
         """Return what Redis holds of the lane."""
         key = self.lane.key
-        state = await self.redis.hget(names.limit(key), "state")
+        state: Any = await self.redis.hget(names.limit(key), "state")
         records = await self.redis.hgetall(f"aq:held:{key}")
         return Books(
-            state=struct.unpack("<18d", state) if state else (0.0,) * 18,
+            state=struct.unpack("<17d", state) if state else (0.0,) * 17,
             cells=[_numbers(cell) for cell in await self.redis.lrange(f"aq:cells:{key}", 0, -1)],
             tickets=[text(ticket) for ticket in await self.redis.lrange(f"aq:tickets:{key}", 0, -1)],
             held={text(ticket): text(record).split() for ticket, record in records.items()},
@@ -272,22 +272,22 @@ class Books:
     @property
     def requests(self) -> float:
         """Return the sum of the window's requests."""
-        return self.state[5]
+        return self.state[4]
 
     @property
     def tokens(self) -> float:
         """Return the sum of the window's tokens."""
-        return self.state[6]
+        return self.state[5]
 
     @property
     def waiting(self) -> float:
         """Return how many wait."""
-        return self.state[11]
+        return self.state[10]
 
     @property
     def waiting_tokens(self) -> float:
         """Return the tokens of those who wait."""
-        return self.state[12]
+        return self.state[11]
 
     @property
     def in_flight(self) -> int:

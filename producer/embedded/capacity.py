@@ -12,7 +12,8 @@ _LOCAL_PROCESSES = 2
 _LOCAL_IN_FLIGHT = 4
 _HOSTED_PROCESSES_AT_MOST = 4
 # A hosted provider answers many calls at once, and a call that waits costs a process next to nothing.
-_HOSTED_IN_FLIGHT = 256
+# A tenth is kept for other workspaces (worker/admission), so that one alone has 288 of these.
+_HOSTED_IN_FLIGHT = 320
 
 
 def usable_cpus() -> int:

@@ -669,7 +669,12 @@ async def test_a_batch_ends_once_in_sql_with_one_webhook_that_says_how(
     seen: list[object] = []
     sweepers = [
         Sweeper(
-            queue=queue.jobs, store=store, send_due_webhooks=_nothing, wake=lambda: None, events=Events(seen.append)
+            queue=queue.jobs,
+            store=store,
+            free_lost_calls=_none_free,
+            send_due_webhooks=_nothing,
+            wake=lambda: None,
+            events=Events(seen.append),
         )
         for _ in range(3)
     ]
@@ -684,6 +689,10 @@ async def test_a_batch_ends_once_in_sql_with_one_webhook_that_says_how(
 
 async def _nothing() -> None:
     return None
+
+
+async def _none_free() -> int:
+    return 0
 
 
 async def test_ten_thousand_lanes_of_one_job_each_are_all_served_and_leave_nothing_behind(queue: Queue) -> None:

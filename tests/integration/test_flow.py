@@ -41,6 +41,7 @@ from tests.given import (
     reserved,
     state,
     store_assistant,
+    until,
     user,
     waiting,
 )
@@ -61,6 +62,7 @@ from worker.events import (
     JobEnded,
     JobSnoozed,
     JobStarted,
+    LimiterWaited,
     ProviderCalled,
     ServiceFault,
     StaleWorkRefused,
@@ -87,13 +89,6 @@ LANE = Lane(WORKSPACE, "127.0.0.1", "m1")
 PLENTY = LaneLimits(rpm=100_000, tpm=100_000_000, burst_s=60)
 
 E = TypeVar("E")
-
-
-async def tickets(redis: Redis, lane: Lane, *, count: int) -> None:
-    """Wait until so many calls wait for their turn."""
-    async with asyncio.timeout(DEADLINE_S):
-        while await redis.llen(f"{names.PREFIX}:tickets:{lane.key}") < count:  # noqa: ASYNC110 - Redis tells nobody
-            await asyncio.sleep(0.01)
 
 
 @dataclass
@@ -176,7 +171,7 @@ class Worker:
         await self.queue.sweep()
         await let_parked_lanes_open(self.redis)
         for key in await self.redis.keys(names.limit("*")):
-            await self.redis.hset(key, "forgiven", 1)
+            await self.redis.hdel(key, "cool_until_us")
 
     async def finish_all(self) -> None:
         """Run until nothing is left to run, without waiting."""
@@ -893,17 +888,27 @@ class TestShutdown:
         first, second, _third = await released(worker.queue)
         await worker.flow.run(first)
         waits = asyncio.create_task(worker.flow.run(second))
-        await worker.hear(JobStarted, count=2)
-        await tickets(redis_client, LANE, count=1)
+        await until(lambda: redis_client.exists(f"aq:tickets:{LANE.key}"))
         worker.clock.stop()
         await asyncio.wait_for(waits, DEADLINE_S)
         (snoozed,) = worker.all(JobSnoozed)
         assert (snoozed.code, snoozed.delay_s) == ("shutting_down", 0)
         assert (await waiting(redis_client))[0] == "b.1"
         assert loopback_provider.count == 1
-        assert (await reserved(redis_client, LANE))[0] == 1
         await worker.limiter.aclose()
-        assert await redis_client.llen(f"{names.PREFIX}:tickets:{LANE.key}") == 0
+        assert not await redis_client.exists(f"aq:tickets:{LANE.key}")
+        assert (await reserved(redis_client, LANE))[0] == 1
+
+    async def test_a_job_that_waited_for_its_turn_tells_how_long(
+        self, hire: Hire, producer: Producer, loopback_provider: LoopbackProvider
+    ) -> None:
+        worker = hire(limits=LaneLimits(rpm=600, tpm=100_000, burst_s=0.01))
+        producer.enqueue_many([a_job()] * 2, batch_id="b")
+        await worker.run()
+        (told,) = worker.all(LimiterWaited)
+        assert told.lane == LANE
+        assert told.wait_s > 0
+        assert loopback_provider.count == 2
 
     async def test_a_worker_that_shuts_down_begins_no_job(
         self, worker: Worker, producer: Producer, loopback_provider: LoopbackProvider, redis_client: Redis

@@ -91,11 +91,12 @@ end
 -- Charge one request and its tokens now; returns the cell that holds them.
 local function charge(s, tokens)
   if s.request_us > 0 then
-    note_floor(s, 'requests_floors', s.requests_tat_us - s.now_us)
-    note_floor(s, 'tokens_floors', s.tokens_tat_us - s.now_us)
+    local full_us, tokens_full_us = max(s.requests_tat_us, s.empty_us), max(s.tokens_tat_us, s.empty_us)
+    note_floor(s, 'requests_floors', full_us - s.now_us)
+    note_floor(s, 'tokens_floors', tokens_full_us - s.now_us)
     -- Rounded so that the pace is never faster than the limit's.
-    s.requests_tat_us = ceil(max(s.requests_tat_us, s.now_us) + s.request_us)
-    s.tokens_tat_us = ceil(max(s.tokens_tat_us, s.now_us) + tokens * s.token_us)
+    s.requests_tat_us = ceil(max(full_us, s.now_us) + s.request_us)
+    s.tokens_tat_us = ceil(max(tokens_full_us, s.now_us) + tokens * s.token_us)
   end
   s.requests, s.tokens = s.requests + 1, s.tokens + tokens
   local any = s.made_cells > s.gone_cells
@@ -154,6 +155,16 @@ local function join(s, tokens)
   s.waiting, s.waiting_tokens = s.waiting + 1, s.waiting_tokens + tokens
 end
 
+-- Who stands first may have been told a later time than is now his: he asks again, and hears the new one.
+local function hurry(s, id, at_us)
+  local r = held(s, id)
+  if r and r.at_us > at_us + HURRY_US then
+    r.at_us = at_us
+    hold(s, r)
+    redis.call('PUBLISH', 'aq:turns:' .. r.process, id)
+  end
+end
+
 -- Grant what is due to those who wait, in their order, and tell who would sleep on.
 local function advance(s)
   local left = GRANTS_AT_ONCE
@@ -166,8 +177,17 @@ local function advance(s)
     local tokens, id = string.match(ticket, '^(%d+) (.+)$')
     tokens = tonumber(tokens)
     local never = tokens > s.tpm
-    if not never and (is_full(s) or turn(s, 0, 0, tokens) > s.now_us) then
-      return
+    if not never then
+      if is_full(s) then
+        return
+      end
+      local at_us = turn(s, 0, 0, tokens)
+      if at_us > s.now_us then
+        if s.freed or left < GRANTS_AT_ONCE then
+          hurry(s, id, at_us)
+        end
+        return
+      end
     end
     redis.call('LPOP', s.tickets_key)
     s.waiting, s.waiting_tokens, left = s.waiting - 1, s.waiting_tokens - tokens, left - 1
@@ -220,10 +240,10 @@ local function close(s)
       changes[#changes + 1], changes[#changes + 2] = field, s[field]
     end
   end
-  redis.call('HSET', s.key, unpack(changes))
-  if s.forgiven then
-    redis.call('HDEL', s.key, 'forgiven')
+  if s.cool_until_us ~= s.old_cool_until_us then
+    changes[#changes + 1], changes[#changes + 2] = 'cool_until_us', whole(s.cool_until_us)
   end
+  redis.call('HSET', s.key, unpack(changes))
   local keep_ms = ceil((s.kept_us - s.now_us) / 1000)
   if renew then
     redis.call('PEXPIRE', s.key, keep_ms)

@@ -92,7 +92,8 @@ if s.waiting == 0 and not full and at_us <= s.now_us then
   r.cell, r.at_us = charge(s, tokens), s.now_us
   return sent(r)
 end
-local ahead_us = at_us - s.now_us <= HORIZON_US and 0 or turn(s, s.waiting, s.waiting_tokens, 0) - s.now_us
+-- Judged by the smallest call: else small ones would starve a large one, which waits longer.
+local ahead_us = at_us - s.now_us <= HORIZON_US and 0 or turn(s, s.waiting, s.waiting_tokens, 1) - s.now_us
 if ahead_us > HORIZON_US or (full and s.waiting >= s.most) then
   close(s)
   return { 2, max(SLOT_RETRY_US, ceil(ahead_us - HORIZON_US / 2)) }

@@ -26,7 +26,8 @@
 --   aq:parked          zset of admission: lanes that wait for room, by when it is expected (read
 --                      and written with XX only)
 --   aq:entering:<lane> zset of admission: jobs that were released and have not asked yet
---   aq:turns:<process> channel: ids that were granted earlier than their owners had been told
+--   aq:turns:<process> channel: ids whose owners are to ask again: their turn comes, or has come,
+--                      earlier than they were told
 --
 -- Time is logical: the server's, in microseconds, plus the lane's offset_us. When the server's
 -- clock is set back the offset grows by as much, so that a lane's time never runs backwards.
@@ -48,8 +49,9 @@ local CELL_US = 50000
 local CONFIRM_US = 5000000
 -- A grant that its owner confirms later than this after it was made is dated anew.
 local LATE_US = JITTER_US / 2
--- A waiter that wakes by itself within this long needs no message.
-local SOON_US = 5000
+-- A waiter that was granted and wakes by itself within this long needs no message, nor does the
+-- first in the line whose turn has come nearer by less than that.
+local SOON_US, HURRY_US = 5000, 10000
 -- Nothing tells when a call in flight will end: who waits for that asks again after this long.
 local SLOT_RETRY_US = 1000000
 -- How many jobs of a lane may enter before its first one has told the limits.
@@ -74,24 +76,24 @@ end
 -- them by name would be most of what a script costs.
 --   limits            what the lane may do, as it was last told by who asks, see `apply_limits`
 --   state             see `read`
---   forgiven          there once a person says that the cool-down's reason is gone
+--   cool_until_us     nothing is granted before; who deletes it ends the cool-down
 --   requests_floors,  cmsgpack of { cell, backlog, cell, backlog, ... }, see `note_floor`
 --   tokens_floors
-local LIMITS, STATE = '<ddddddd', '<dddddddddddddddddd'
-local NEW = string.rep('\0', 18 * 8)
+local LIMITS, STATE = '<ddddddd', '<ddddddddddddddddd'
+local NEW = string.rep('\0', 17 * 8)
+-- A lane that cooled down has nothing saved up: at the end there is this much at once, no more.
+local START_US = 1000000
 
 -- The lane as it stands, at the server's time; nothing is written.
 local function read(lane, server_us)
   local s = { lane = lane, key = 'aq:limit:' .. lane, cells_key = 'aq:cells:' .. lane,
     tickets_key = 'aq:tickets:' .. lane, held_key = 'aq:held:' .. lane }
-  local raw = redis.call('HMGET', s.key, 'limits', 'state', 'requests_floors', 'tokens_floors',
-    'forgiven')
+  local raw = redis.call('HMGET', s.key, 'limits', 'state', 'requests_floors', 'tokens_floors', 'cool_until_us')
   s.limits, s.requests_floors, s.tokens_floors = raw[1], raw[3], raw[4]
   s.old_limits, s.old_requests_floors, s.old_tokens_floors = raw[1], raw[3], raw[4]
   s.offset_us,                                  -- added to the server's time
     s.seen_us,                                  -- the largest time that was ever seen
     s.requests_tat_us, s.tokens_tat_us,         -- when the buckets would be full again
-    s.cool_until_us,                            -- nothing is granted before
     s.requests, s.tokens,                       -- the sums of the ledger's cells
     s.gone_cells, s.made_cells,                 -- cells that have left the ledger, that ever entered it
     s.oldest_gone_us,                           -- when the oldest cell leaves
@@ -101,9 +103,8 @@ local function read(lane, server_us)
     s.told_rpm, s.told_tpm, s.told_until_us,    -- limits that the provider told, 0 if not lower than ours
     s.kept_us                                   -- when the keys expire
     = struct.unpack(STATE, raw[2] or NEW)
-  if raw[5] then
-    s.cool_until_us, s.forgiven = 0, true
-  end
+  s.cool_until_us = tonumber(raw[5]) or 0
+  s.old_cool_until_us = s.cool_until_us
   s.now_us = server_us + s.offset_us
   if s.now_us < s.seen_us then
     s.offset_us = s.offset_us + s.seen_us - s.now_us
@@ -114,7 +115,7 @@ local function read(lane, server_us)
 end
 
 local function packed(s)
-  return struct.pack(STATE, s.offset_us, s.seen_us, s.requests_tat_us, s.tokens_tat_us, s.cool_until_us,
+  return struct.pack(STATE, s.offset_us, s.seen_us, s.requests_tat_us, s.tokens_tat_us,
     s.requests, s.tokens, s.gone_cells, s.made_cells, s.oldest_gone_us, s.newest_us,
     s.waiting, s.waiting_tokens, s.avg_tokens, s.told_rpm, s.told_tpm, s.told_until_us, s.kept_us)
 end
@@ -137,11 +138,8 @@ local function apply_limits(s)
     s.tpm = s.told_tpm > 0 and min(s.tpm, s.told_tpm) or s.tpm
   end
   s.window = window == 1
-  if s.forgiven then
-    -- A cool-down empties the buckets until its end.
-    s.requests_tat_us = min(s.requests_tat_us, s.now_us + s.burst_us)
-    s.tokens_tat_us = min(s.tokens_tat_us, s.now_us + s.burst_us)
-  end
+  -- Until when the buckets count as empty.
+  s.empty_us = s.cool_until_us > 0 and s.cool_until_us + max(0, s.burst_us - START_US) or 0
   s.request_us, s.token_us = pace_us / s.rpm, pace_us / s.tpm
   return true
 end
@@ -212,8 +210,8 @@ end
 local function turn(s, ahead, ahead_tokens, tokens)
   local from_us = max(s.now_us, s.cool_until_us)
   local at_us = max(from_us,
-    max(from_us, s.requests_tat_us) + ahead * s.request_us - max(0, s.burst_us - s.request_us),
-    max(from_us, s.tokens_tat_us) + ahead_tokens * s.token_us - max(0, s.burst_us - tokens * s.token_us))
+    max(from_us, s.requests_tat_us, s.empty_us) + ahead * s.request_us - max(0, s.burst_us - s.request_us),
+    max(from_us, s.tokens_tat_us, s.empty_us) + ahead_tokens * s.token_us - max(0, s.burst_us - tokens * s.token_us))
   if s.window and (s.requests + ahead + 1 > s.rpm or s.tokens + ahead_tokens + tokens > s.tpm) then
     at_us = max(at_us, window_turn(s, ahead + 1, ahead_tokens + tokens))
   end
@@ -248,7 +246,7 @@ local function lane_room(lane, now_us, horizon_us, entering)
   end
   local from_us = max(s.now_us, s.cool_until_us)
   local function paced(tat_us, each_us, taken_us)
-    local left_us = until_us + max(0, s.burst_us - each_us) - max(from_us, tat_us) - taken_us
+    local left_us = until_us + max(0, s.burst_us - each_us) - max(from_us, tat_us, s.empty_us) - taken_us
     return each_us > 0 and floor(left_us / each_us) + 1 or math.huge
   end
   jobs = min(jobs, paced(s.requests_tat_us, s.request_us, ahead * s.request_us),
