@@ -20,7 +20,6 @@ from schemas.batch import BatchState
 from schemas.database import engine_for, ensure_tables
 from schemas.lane import Lane, LaneFault
 from schemas.outcome import Code
-from schemas.scripts import read_script
 from schemas.tables import Batch, Delivery
 from tests.given import a_job, a_result, let_leases_lapse, let_parked_lanes_open, let_snoozes_end, text
 from worker.admission.releases import Released, Releases
@@ -39,11 +38,9 @@ AMPLE = 600_000
 def _limits(*, rpm: int, tokens: int, most: int) -> Any:
     """Return what the limiter keeps of a lane that is idle, see worker/limits/turns.lua."""
     limits = (rpm, 1000 * AMPLE, 1_000_000, 60_000_000, 1, most, 60_000_000)
-    if "struct.pack" not in read_script("worker.limits", "turns.lua"):
-        return {"limits": " ".join(map(str, limits)), "avg_tokens": tokens}
-    state = [0.0] * 18
-    state[13] = tokens
-    return {"limits": struct.pack("<7d", *limits), "state": struct.pack("<18d", *state)}
+    state = [0.0] * 17
+    state[12] = tokens
+    return {"limits": struct.pack("<7d", *limits), "state": struct.pack("<17d", *state)}
 
 
 class Queue:

@@ -306,6 +306,28 @@ def test_the_room_of_a_lane_is_what_is_granted_then(
     runner.run(check())
 
 
+@pytest.mark.parametrize(("late_s", "leaves_after_s"), [(0.1, 60.25), (1.5, 61.75)])
+def test_a_call_that_was_sent_late_leaves_the_window_as_late(
+    runner: asyncio.Runner, connection: Redis, late_s: float, leaves_after_s: float
+) -> None:
+    async def check() -> None:
+        async with SimulatedLane(connection, LaneLimits(rpm=1, shape="window")) as lane:
+            await lane.ask(10)
+            await lane.pass_time(2)
+            ticket = lane.granted[0].ticket
+            await lane.turns["p1"].settle(lane.lane, ticket, used_tokens=7, late_s=late_s, fault_over=True)
+            books = await lane.books()
+            assert (books.requests, books.tokens) == (1, 7)
+            assert (books.requests, books.tokens) == tuple(sum(cell[at] for cell in books.cells) for at in (1, 2))
+            jobs, retry_us = await room(lane, 0, 0)
+            assert jobs == 0
+            assert retry_us >= (leaves_after_s - 2) * 1e6
+            await lane.pass_time(leaves_after_s)
+            assert (await room(lane, 0, 0))[0] == 1
+
+    runner.run(check())
+
+
 async def room(lane: SimulatedLane, horizon_s: float, entering: int) -> tuple[int, int]:
     prelude = turns.source("settle").split("-- What changes a lane")[0]
     script = prelude + "\nreturn { lane_room(ARGV[1], clock(), tonumber(ARGV[2]), tonumber(ARGV[3])) }"

@@ -20,7 +20,7 @@ def test_a_hosted_provider_gets_a_process_for_each_processor_up_to_four(
 ) -> None:
     monkeypatch.setattr(capacity, "usable_cpus", lambda: cpus)
 
-    assert capacity.plan(Settings(), local=False) == (processes, 256)
+    assert capacity.plan(Settings(), local=False) == (processes, 320)
 
 
 @pytest.mark.parametrize("local", [True, False])

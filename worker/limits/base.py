@@ -12,11 +12,15 @@ from schemas.quota_told import QuotaTold
 
 @dataclass(frozen=True, slots=True)
 class Granted:
-    """The turn has come: the call may be made now, one request and `tokens` are reserved for it as `id`."""
+    """The turn has come: the call may be made now, one request and `tokens` are reserved for it as `id`.
+
+    `late_s` bounds how long after the turn the word of it came, as in a process that is busy.
+    """
 
     id: str
     tokens: int
     waited_s: float = 0.0
+    late_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,12 +115,35 @@ local function charge(s, tokens)
   return s.made_cells - 1
 end
 
+local function add_to_cell(s, index, requests, tokens)
+  local last_us, had, had_tokens = string.match(redis.call('LINDEX', s.cells_key, index), '^(%d+) (%d+) (%d+)$')
+  redis.call('LSET', s.cells_key, index, string.format('%s %.0f %.0f', last_us, had + requests, had_tokens + tokens))
+end
+
+-- A call that was sent late leaves the provider's window late: charge it to a later cell of the ledger.
+local function postpone(s, r, late_us)
+  if r.cell < s.gone_cells or r.cell >= s.made_cells then
+    return
+  end
+  local index = r.cell - s.gone_cells
+  local sent_us, to, last_us = min(r.at_us + late_us, s.now_us), index, nil
+  repeat
+    last_us = tonumber(string.match(redis.call('LINDEX', s.cells_key, to), '^%d+'))
+    to = to + 1
+  until last_us >= sent_us or to >= s.made_cells - s.gone_cells
+  if last_us < sent_us then
+    redis.call('RPUSH', s.cells_key, string.format('%.0f 0 0', s.now_us))
+    s.made_cells, s.newest_us, to = s.made_cells + 1, s.now_us, to + 1
+  end
+  add_to_cell(s, index, -1, -r.tokens)
+  add_to_cell(s, to - 1, 1, r.tokens)
+  r.cell = s.gone_cells + to - 1
+end
+
 -- Change what a grant was charged by so many requests and tokens.
 local function correct(s, r, requests, tokens)
   if r.cell >= s.gone_cells and r.cell < s.made_cells then
-    local index = r.cell - s.gone_cells
-    local last_us, had, had_tokens = string.match(redis.call('LINDEX', s.cells_key, index), '^(%d+) (%d+) (%d+)$')
-    redis.call('LSET', s.cells_key, index, string.format('%s %.0f %.0f', last_us, had + requests, had_tokens + tokens))
+    add_to_cell(s, r.cell - s.gone_cells, requests, tokens)
     s.requests, s.tokens = s.requests + requests, s.tokens + tokens
   end
   if s.request_us > 0 then

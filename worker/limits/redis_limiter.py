@@ -73,11 +73,13 @@ class RedisLimiter:
         while True:
             # Before the question, so that no word can come too early.
             word = self._waiters[ticket] = asyncio.get_running_loop().create_future()
+            asked_s = time.monotonic()
             asked = await self._turns.ask(lane, limits, ticket=ticket, tokens=tokens, owner=owner)
             match asked.reply:
                 case Reply.GRANTED:
-                    waited_s = 0.0 if began_s is None else time.monotonic() - began_s
-                    return Granted(id=ticket, tokens=tokens, waited_s=waited_s)
+                    now_s = time.monotonic()
+                    waited_s = 0.0 if began_s is None else now_s - began_s
+                    return Granted(id=ticket, tokens=tokens, waited_s=waited_s, late_s=now_s - asked_s)
                 case Reply.TOO_LARGE:
                     return TooLarge(limit_tokens=asked.amount)
                 case Reply.LATER:
@@ -90,7 +92,9 @@ class RedisLimiter:
 
     async def settle(self, lane: Lane, grant: Granted, *, used_tokens: int, fault_over: bool = True) -> None:
         """Correct the reservation to what was used."""
-        await self._turns.settle(lane, grant.id, used_tokens=used_tokens, fault_over=fault_over)
+        await self._turns.settle(
+            lane, grant.id, used_tokens=used_tokens, late_s=grant.late_s, fault_over=fault_over
+        )
 
     async def cancel(self, lane: Lane, grant: Granted) -> None:
         """Give the request and its tokens back."""

@@ -1,7 +1,8 @@
 -- End a reservation: correct it to what was used, or give it back. Once: a second time does nothing.
 --
 -- ARGV[1] lane, ARGV[2] id of the reservation, ARGV[3] tokens used, -1 if the call was certainly not
--- sent, ARGV[4] 1 if the lane's fault is over; keys: turns.lua, and aq:faults
+-- sent, ARGV[4] 1 if the lane's fault is over, ARGV[5] us that the call may have been sent later than
+-- its turn; keys: turns.lua, and aq:faults
 --
 -- Returns 1 if there was anything to end. More used than reserved leaves the bucket in debt.
 
@@ -17,6 +18,9 @@ end
 if used < 0 or r.state == 'waiting' then
   give_back(s, r)
 else
+  if tonumber(ARGV[5]) > LATE_US then
+    postpone(s, r, tonumber(ARGV[5]))
+  end
   correct(s, r, 0, used - r.tokens)
   let_go(s, r)
 end

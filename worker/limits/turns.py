@@ -68,15 +68,19 @@ class Turns:
             reply, amount = await self._reserve(args=[lane.key, ticket, owner, self._process, tokens, packed])
         return Asked(Reply(reply), amount)
 
-    async def settle(self, lane: Lane, ticket: str, *, used_tokens: int, fault_over: bool) -> bool:
-        """Correct a reservation to what was used, and end it; False if there is none (any more)."""
+    async def settle(self, lane: Lane, ticket: str, *, used_tokens: int, late_s: float = 0.0, fault_over: bool) -> bool:
+        """Correct a reservation to what was used, and end it; False if there is none (any more).
+
+        `late_s` is how much later than its turn the call may have been sent.
+        """
+        args = [lane.key, ticket, used_tokens, int(fault_over), round(late_s * 1e6)]
         with redis_away():
-            return bool(await self._settle(args=[lane.key, ticket, used_tokens, int(fault_over)]))
+            return bool(await self._settle(args=args))
 
     async def give_back(self, lane: Lane, ticket: str) -> bool:
         """Take back the question, or a reservation that was certainly not sent; False if there is none (any more)."""
         with redis_away():
-            return bool(await self._settle(args=[lane.key, ticket, -1, 0]))
+            return bool(await self._settle(args=[lane.key, ticket, -1, 0, 0]))
 
     async def cool_down(self, lane: Lane, *, delay_s: float) -> None:
         """Grant nothing for this long."""
