@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import struct
+import time
 from collections import Counter
 from typing import Any
 
@@ -546,6 +547,8 @@ class TestStopping:
     async def test_a_cancelled_batch_takes_no_more_rows_and_says_so(self, queue: Queue) -> None:
         def jobs() -> Any:
             yield from of("w/p/a", CHUNK_JOBS)
+            while (status := queue.producer.batch("b").status()) is None or status.enqueued < CHUNK_JOBS:
+                time.sleep(0.01)  # the chunk is sent by a thread of its own
             queue.stop("cancel", "batch", "b")
             yield from of("w/p/a", 3)
 

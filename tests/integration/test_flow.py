@@ -883,17 +883,19 @@ class TestShutdown:
     async def test_a_job_that_waits_for_its_turn_gives_it_back_and_goes_to_the_head_of_its_line(
         self, hire: Hire, producer: Producer, loopback_provider: LoopbackProvider, redis_client: Redis
     ) -> None:
-        worker = hire(limits=LaneLimits(rpm=20, tpm=100_000, burst_s=1))
+        worker = hire(limits=LaneLimits(rpm=600, tpm=100_000, burst_s=1))
+        producer.enqueue(a_job())
+        await worker.run()
         producer.enqueue_many([a_job()] * 3, batch_id="b")
-        first, second, _third = await released(worker.queue)
-        await worker.flow.run(first)
-        waits = asyncio.create_task(worker.flow.run(second))
+        hint, *_others = await released(worker.queue)
+        await worker.limiter.cool_down(LANE, delay_s=4)
+        waits = asyncio.create_task(worker.flow.run(hint))
         await until(lambda: redis_client.exists(f"aq:tickets:{LANE.key}"))
         worker.clock.stop()
         await asyncio.wait_for(waits, DEADLINE_S)
         (snoozed,) = worker.all(JobSnoozed)
         assert (snoozed.code, snoozed.delay_s) == ("shutting_down", 0)
-        assert (await waiting(redis_client))[0] == "b.1"
+        assert (await waiting(redis_client))[0] == "b.0"
         assert loopback_provider.count == 1
         await worker.limiter.aclose()
         assert not await redis_client.exists(f"aq:tickets:{LANE.key}")
