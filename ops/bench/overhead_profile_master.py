@@ -1,4 +1,4 @@
-"""`python -m worker`, but its processes import `overhead_profile`'s broker."""
+"""`python -m worker`, but its processes import `ops.bench.overhead_profile`'s broker."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import worker.master as master
 make = master.make_argument_parser
 class Parser:
     def parse_args(self, arguments):
-        return make().parse_args(["overhead_profile:broker", *arguments[1:]])
+        return make().parse_args(["ops.bench.overhead_profile:broker", *arguments[1:]])
 master.make_argument_parser = Parser
 sys.exit(master.main(*sys.argv[1:]))
 """
