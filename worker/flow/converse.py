@@ -205,7 +205,8 @@ class Conversation:
         # Before anything else: from here on the reply is ours, whatever becomes of this worker.
         cancelled = await self._queue.append(claimed, step, index=index)
         self._estimates.learn(key, expected, reply.usage)
-        await self._limiter.settle(lane, answer, used_tokens=step.usage.total_tokens or tokens)
+        grant = replace(answer, late_s=answer.late_s + reply.sent_after_s)
+        await self._limiter.settle(lane, grant, used_tokens=step.usage.total_tokens or tokens)
         if reply.told is not None:
             await self._limiter.believe(lane, reply.told)
         self._tell(claimed, lane, began_s, outcome="ok", status=200, usage=step.usage)

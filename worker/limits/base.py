@@ -14,7 +14,8 @@ from schemas.quota_told import QuotaTold
 class Granted:
     """The turn has come: the call may be made now, one request and `tokens` are reserved for it as `id`.
 
-    `late_s` bounds how long after the turn the word of it came, as in a process that is busy.
+    `late_s` bounds how much later than its turn the call was sent, as by a process that is busy:
+    until the word of the turn came, and then until the request left.
     """
 
     id: str

@@ -92,9 +92,7 @@ class RedisLimiter:
 
     async def settle(self, lane: Lane, grant: Granted, *, used_tokens: int, fault_over: bool = True) -> None:
         """Correct the reservation to what was used."""
-        await self._turns.settle(
-            lane, grant.id, used_tokens=used_tokens, late_s=grant.late_s, fault_over=fault_over
-        )
+        await self._turns.settle(lane, grant.id, used_tokens=used_tokens, late_s=grant.late_s, fault_over=fault_over)
 
     async def cancel(self, lane: Lane, grant: Granted) -> None:
         """Give the request and its tokens back."""

@@ -55,7 +55,7 @@ local SOON_US, HURRY_US = 5000, 10000
 -- Nothing tells when a call in flight will end: who waits for that asks again after this long.
 local SLOT_RETRY_US = 1000000
 -- How many jobs of a lane may enter before its first one has told the limits.
-local UNKNOWN_JOBS = 16
+local UNKNOWN_JOBS = 64
 -- Most grants that one call of a script makes for others, and most floors that a bucket keeps.
 local GRANTS_AT_ONCE, FLOORS = 128, 16
 -- The keys outlast what they hold by this; they are renewed once they no longer do.

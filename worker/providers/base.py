@@ -78,7 +78,8 @@ class ChatReply:
     `alternatives` are the texts of the choices after the first. A hosted assistant may also
     return its thread's name, the messages it exchanged with its own tools (before the
     answer), the structured `output` it read itself, and passages that it retrieved. `told`
-    is what the answer's headers say of the provider's limits.
+    is what the answer's headers say of the provider's limits, `sent_after_s` how long after the
+    call began its request left (0: not known).
     """
 
     content: str
@@ -93,6 +94,7 @@ class ChatReply:
     output: Any = None
     retrieved: tuple[dict[str, Any], ...] = field(default=())
     told: QuotaTold | None = None
+    sent_after_s: float = field(default=0.0, compare=False)
 
 
 class Provider(Protocol):

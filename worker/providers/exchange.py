@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from worker.providers.errors import ProviderError, RequestRefused
 from worker.providers.http_errors import error_of, transport_errors
 from worker.providers.rate_headers import told_by
 from worker.providers.sse import Stream, is_stream, read_stream
-from worker.providers.transport import AiohttpTransport
+from worker.providers.transport import SENT_AT, AiohttpTransport
 
 # llama.cpp's server ends an idle connection after 5 s; leave it before it leaves us.
 KEEPALIVE_EXPIRY_S = 4.0
@@ -30,7 +31,8 @@ _LOOPBACK = ("all://127.0.0.1", "all://[::1]", "all://localhost")
 class Answer:
     """A 2xx answer; its body is `content`, or `stream` if the service streamed it.
 
-    `told` is what its headers say of the provider's limits.
+    `told` is what its headers say of the provider's limits, `sent_after_s` how long after the
+    call began its request left (0: not known).
     """
 
     status: int
@@ -38,6 +40,7 @@ class Answer:
     content: bytes
     stream: Stream | None
     told: QuotaTold | None = None
+    sent_after_s: float = 0.0
 
 
 def http_client(*, connections: int, timeout_s: float) -> httpx.AsyncClient:
@@ -72,15 +75,17 @@ async def post(
     `thread_header`, where even the failure has that header, and what it tells of limits.
     """
     content = _encoded(body)
+    began_s = time.monotonic()
     with transport_errors(name, url):
         headers = {**headers, "content-type": "application/json"}
         async with client.stream("POST", url, content=content, headers=headers) as response:
             if not response.is_success:
                 raise await _error(response, request, thread_header)
             told = told_by(response.headers)
+            after_s = (response.extensions.get(SENT_AT) or began_s) - began_s
             if is_stream(response):
-                return Answer(response.status_code, response.headers, b"", await read_stream(response), told)
-            return Answer(response.status_code, response.headers, await response.aread(), None, told)
+                return Answer(response.status_code, response.headers, b"", await read_stream(response), told, after_s)
+            return Answer(response.status_code, response.headers, await response.aread(), None, told, after_s)
 
 
 def path_segment(text: str) -> str:

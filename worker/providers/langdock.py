@@ -246,6 +246,7 @@ def _read(answer: Answer, transcript: Transcript, *, output: Any, finish_reason:
         exchanged=said.exchanged,
         output=output,
         told=answer.told,
+        sent_after_s=answer.sent_after_s,
     )
 
 

@@ -13,14 +13,19 @@ from __future__ import annotations
 import asyncio
 import re
 import ssl
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from types import SimpleNamespace
 
 import aiohttp
 import httpx
 from aiohttp.abc import AbstractStreamWriter
 from yarl import URL
 
+# The response's extension that says when its request began to leave, by time.monotonic().
+SENT_AT = "assistq_sent_at"
 _CHUNK_BYTES = 64 * 1024
 # As long as httpx takes them; aiohttp's own bound is 8 KB.
 _HEADER_MAX_BYTES = 64 * 1024
@@ -67,6 +72,7 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
             raise httpx.LocalProtocolError("a header holds a control character", request=request)
         timeouts = request.extensions.get("timeout", {})
         await self._take_place(request, timeouts.get("pool"))
+        sent = _Sent()
         try:
             with _as_httpx_errors(request):
                 response = await self._session.request(
@@ -76,6 +82,7 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
                     headers=request.headers.multi_items(),
                     allow_redirects=False,
                     timeout=aiohttp.ClientTimeout(connect=timeouts.get("connect"), sock_read=timeouts.get("read")),
+                    trace_request_ctx=sent,
                 )
         except BaseException:
             self._places.release()
@@ -84,7 +91,11 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
             response.status,
             headers=response.raw_headers,
             stream=_Body(response, request, self._places),
-            extensions={"http_version": b"HTTP/1.1", "reason_phrase": (response.reason or "").encode()},
+            extensions={
+                "http_version": b"HTTP/1.1",
+                "reason_phrase": (response.reason or "").encode(),
+                SENT_AT: sent.at_s,
+            },
         )
 
     async def aclose(self) -> None:
@@ -108,9 +119,25 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
             # httpx has set all of them.
             skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
             auto_decompress=False,
+            trace_configs=[_trace()],
             max_line_size=_HEADER_MAX_BYTES,
             max_field_size=_HEADER_MAX_BYTES,
         )
+
+
+@dataclass(slots=True)
+class _Sent:
+    at_s: float | None = None
+
+
+async def _note_sent(_session: object, context: SimpleNamespace, _params: object) -> None:
+    context.trace_request_ctx.at_s = time.monotonic()
+
+
+def _trace() -> aiohttp.TraceConfig:
+    trace = aiohttp.TraceConfig()
+    trace.on_request_headers_sent.append(_note_sent)
+    return trace
 
 
 class _LargeContent(aiohttp.Payload):
