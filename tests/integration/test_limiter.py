@@ -526,6 +526,24 @@ class TestTime:
         runner.run(check())
 
 
+    @pytest.mark.parametrize("evicted", ["limit", "cells", "tickets", "held"])
+    def test_a_lane_that_redis_evicted_a_part_of_goes_on(
+        self, runner: asyncio.Runner, connection: Redis, evicted: str
+    ) -> None:
+        async def check() -> None:
+            async with SimulatedLane(connection, LaneLimits(rpm=60, tpm=600)) as lane:
+                for _ in range(4):
+                    await lane.ask(10)
+                await connection.delete(f"aq:{evicted}:{lane.lane.key}")
+                await lane.settle(lane.granted[0], 5)
+                await lane.pass_time(9)
+                assert len(lane.granted) == 4
+                await lane.pass_time(61)
+                assert (await lane.ask(10)).reply is Reply.GRANTED
+
+        runner.run(check())
+
+
 async def keys(lane: SimulatedLane) -> dict[str, int]:
     """Return the limiter's keys with the seconds that they are kept for; -1 is for ever."""
     names_ = [text(key) for key in await lane.redis.keys("aq:*")]

@@ -8,6 +8,10 @@ local GRACE_US = 5000000
 local function open(lane, limits)
   local s = read(lane, clock())
   s.limits = limits or s.limits
+  if s.kept_us == 0 then
+    -- New, or a part of it was evicted: what the rest says is of no use.
+    redis.call('DEL', s.cells_key, s.tickets_key, s.held_key)
+  end
   if apply_limits(s) then
     forget(s)
   end
@@ -56,9 +60,8 @@ local function note_floor(s, field, backlog_us)
         best, gap_us = i, floors[i + 2] - floors[i]
       end
     end
+    floors[best - 1] = table.remove(floors, best + 1)
     table.remove(floors, best + 1)
-    table.remove(floors, best + 1)
-    floors[best - 1] = floors[best + 1] or floors[best - 1]
   end
   s[field] = cmsgpack.pack(floors)
 end
@@ -100,8 +103,10 @@ local function charge(s, tokens)
   end
   s.requests, s.tokens = s.requests + 1, s.tokens + tokens
   local any = s.made_cells > s.gone_cells
-  if any and floor(s.newest_us / CELL_US) == floor(s.now_us / CELL_US) then
-    local requests, before = string.match(redis.call('LINDEX', s.cells_key, -1), ' (%d+) (%d+)$')
+  local newest = any and floor(s.newest_us / CELL_US) == floor(s.now_us / CELL_US)
+    and redis.call('LINDEX', s.cells_key, -1)
+  if newest then
+    local requests, before = string.match(newest, ' (%d+) (%d+)$')
     redis.call('LSET', s.cells_key, -1, string.format('%.0f %.0f %.0f', s.now_us, requests + 1, before + tokens))
   else
     redis.call('RPUSH', s.cells_key, string.format('%.0f 1 %.0f', s.now_us, tokens))
@@ -117,9 +122,10 @@ end
 
 -- Change what a grant was charged by so many requests and tokens.
 local function correct(s, r, requests, tokens)
-  if r.cell >= s.gone_cells and r.cell < s.made_cells then
-    local index = r.cell - s.gone_cells
-    local last_us, had, had_tokens = string.match(redis.call('LINDEX', s.cells_key, index), '^(%d+) (%d+) (%d+)$')
+  local index = r.cell - s.gone_cells
+  local cell = index >= 0 and r.cell < s.made_cells and redis.call('LINDEX', s.cells_key, index)
+  if cell then
+    local last_us, had, had_tokens = string.match(cell, '^(%d+) (%d+) (%d+)$')
     redis.call('LSET', s.cells_key, index, string.format('%s %.0f %.0f', last_us, had + requests, had_tokens + tokens))
     s.requests, s.tokens = s.requests + requests, s.tokens + tokens
   end

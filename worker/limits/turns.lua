@@ -147,15 +147,17 @@ end
 -- Drop the cells that have left the window. Each is dropped once: the cost is that of its making.
 local function forget(s)
   while s.gone_cells < s.made_cells and s.oldest_gone_us <= s.now_us do
-    if s.newest_us + WINDOW_US <= s.now_us then
+    local oldest = s.newest_us + WINDOW_US > s.now_us and redis.call('LPOP', s.cells_key)
+    local after = oldest and redis.call('LINDEX', s.cells_key, 0)
+    if not after then
       redis.call('DEL', s.cells_key)
       s.gone_cells, s.requests, s.tokens = s.made_cells, 0, 0
       return
     end
-    local _, requests, tokens = string.match(redis.call('LPOP', s.cells_key), '^(%d+) (%d+) (%d+)$')
+    local requests, tokens = string.match(oldest, ' (%d+) (%d+)$')
     s.gone_cells = s.gone_cells + 1
     s.requests, s.tokens = s.requests - requests, s.tokens - tokens
-    s.oldest_gone_us = string.match(redis.call('LINDEX', s.cells_key, 0), '^%d+') + WINDOW_US
+    s.oldest_gone_us = string.match(after, '^%d+') + WINDOW_US
   end
 end
 
