@@ -8,31 +8,39 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import resources
 from itertools import islice
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import redis
+from pydantic import TypeAdapter
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
+from producer.lanes import Lanes
+from producer.send_ahead import SendAhead
+from producer.written_job import WrittenJob
 from schemas import names
 from schemas.batch import BatchStatus
 from schemas.errors import ProducerError, ResultTimeout
-from schemas.job import InvokeJob, JobRecord, Rejection
+from schemas.job import PRIORITY_MARKS, Identifier, InvokeJob, JobRecord, Rejection
 from schemas.lane import Lane, LaneFault
 from schemas.result import JobResult
+from schemas.scripts import read_script
 from schemas.settings import Settings
 from schemas.webhook import checked_url
 
 log = logging.getLogger(__name__)
 
+# One call of the script: as many as keep the server from others for a few ms.
 CHUNK_JOBS = 500
+# What is made while others are sent; they then go in one round trip.
+CHUNKS_AHEAD = 4
 # How long an enqueue waits for the server's next flush to disk (it flushes each second).
 FLUSH_TIMEOUT_S = 5
 # A watcher outlives a Redis that is away for this long, as while it is started again.
 PATIENCE_S = 60.0
 _MAX_CONNECTIONS = 512
+_IDENTIFIER: TypeAdapter[str] = TypeAdapter(Identifier)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +49,18 @@ class RejectedRow:
 
     job: InvokeJob
     rejection: Rejection
+
+
+class _Entry(NamedTuple):
+    """One job as enqueue.lua takes it."""
+
+    id: str
+    record: str | bytes
+    priority_mark: str
+    route: str
+    workspace: str
+    thread_id: str
+    row: int | str
 
 
 class Producer:
@@ -53,8 +73,8 @@ class Producer:
     def __init__(self, connection: redis.Redis) -> None:
         """Use this connection pool; replies may be bytes or text."""
         self._redis = connection
-        self._enqueue_script = connection.register_script(_lua("enqueue.lua"))
-        self._seal_script = connection.register_script(_lua("seal.lua"))
+        self._enqueue_script = connection.register_script(read_script("producer", "enqueue.lua"))
+        self._seal_script = connection.register_script(read_script("producer", "seal.lua"))
         self._flushes = True
 
     @classmethod
@@ -89,41 +109,40 @@ class Producer:
     def enqueue(self, job: InvokeJob) -> JobHandle:
         """Enqueue one job; enqueueing an id again changes nothing and returns the first one's handle."""
         job_id = job.id or f"job_{uuid.uuid4().hex}"
-        self._send([JobRecord(id=job_id, job=job)], batch_id=None)
+        self._send([[_entry(JobRecord(id=job_id, job=job))]], batch_id=None, flush=True)
         return JobHandle(self._redis, job_id)
 
     def enqueue_many(
         self,
-        jobs: Iterable[InvokeJob | RejectedRow],
+        jobs: Iterable[InvokeJob | WrittenJob | RejectedRow],
         *,
         webhook: str | None = None,
         batch_id: str | None = None,
         label: str = "",
     ) -> BatchHandle:
-        """Enqueue jobs as one batch, in chunks of CHUNK_JOBS, holding no more than one chunk.
+        """Enqueue jobs as one batch, in chunks of CHUNK_JOBS, of which at most some 2 * CHUNKS_AHEAD are held.
 
         The jobs start at once. The batch ends when the last of them has; then `webhook`, if
         given, is called once. All jobs belong to one workspace. Sending the same jobs again
         under the same `batch_id` enqueues only those that are missing. If `jobs` raises, the
         batch stays open: send it again under its id.
         """
-        batch_id = batch_id or f"batch_{uuid.uuid4().hex}"
+        batch_id = _IDENTIFIER.validate_python(batch_id or f"batch_{uuid.uuid4().hex}")
         if webhook is not None:
             checked_url(webhook)
+        entries = (_batch_entry(item, batch_id=batch_id, row=row) for row, item in enumerate(jobs))
         workspace: str | None = None
-        numbered = enumerate(jobs)
-        while chunk := list(islice(numbered, CHUNK_JOBS)):
-            records = [_record(item, batch_id=batch_id, row=row) for row, item in chunk]
-            if workspace is None:
-                workspace = records[0].job.workspace
-                self._open_batch(batch_id, workspace=workspace, webhook=webhook, label=label)
-            for record in records:
-                if record.job.workspace != workspace:
-                    raise ProducerError(
-                        f"row {record.row}: workspace '{record.job.workspace}' in a batch of workspace "
-                        f"'{workspace}'; enqueue one batch a workspace"
-                    )
-            self._send(records, batch_id=batch_id, flush=False)
+
+        def send(chunks: list[list[_Entry]]) -> None:
+            self._send(chunks, batch_id=batch_id, flush=False)
+
+        with SendAhead(send, ahead=CHUNKS_AHEAD) as sending:
+            while chunk := list(islice(entries, CHUNK_JOBS)):
+                if workspace is None:
+                    workspace = chunk[0].workspace
+                    self._open_batch(batch_id, workspace=workspace, webhook=webhook, label=label)
+                _refuse_other_workspaces(chunk, workspace)
+                sending.put(chunk)
         if workspace is None:
             raise ProducerError("a batch needs at least one job; the iterable was empty")
         self._seal(batch_id)
@@ -151,19 +170,24 @@ class Producer:
         return None if stored is None else LaneFault.model_validate_json(stored)
 
     def forget_lane_faults(self, job: InvokeJob) -> None:
-        """Let the job's line, and its workspace's lanes that stand still, be tried at once.
+        """Let the lanes of the job's workspace that stand still be tried at once.
 
         For whoever has just removed the wall: a new key, a provider that is back.
         """
         with _answers(), self._redis.pipeline(transaction=True) as pipe:
             stored = cast("dict[bytes, bytes]", self._redis.hgetall(names.FAULTS))
-            pipe.delete(names.hold(job.line))
             for lane, fault in stored.items():
                 if LaneFault.model_validate_json(fault).workspace == job.workspace:
                     pipe.hdel(names.FAULTS, lane)
                     pipe.hdel(names.limit(_text(lane)), "cool_until_us")
+                    pipe.zadd(names.PARKED, {lane: 0}, xx=True)
             pipe.publish(names.WAKE_CHANNEL, "faults forgotten")
             pipe.execute()
+
+    @property
+    def lanes(self) -> Lanes:
+        """Return the lanes, to look at and to stop."""
+        return Lanes(self._redis)
 
     def open_batches(self) -> list[BatchStatus]:
         """Return the batches that have not ended, oldest first."""
@@ -208,14 +232,14 @@ class Producer:
             self._seal_script(keys=[names.batch(batch_id)], args=[batch_id], client=pipe)
             self._execute(pipe, flush=True)
 
-    def _send(self, records: list[JobRecord], *, batch_id: str | None, flush: bool = True) -> None:
-        args: list[str | int] = [batch_id or ""]
-        for record in records:
-            job = record.job
-            row = "" if record.row is None else record.row
-            args += [record.id, _compact(record), job.line, job.workspace, job.thread_id or "", row]
+    def _send(self, chunks: list[list[_Entry]], *, batch_id: str | None, flush: bool) -> None:
+        """Enqueue each chunk by one call of the script, all in one round trip."""
         with self._redis.pipeline(transaction=False) as pipe:
-            self._enqueue_script(keys=[], args=args, client=pipe)
+            for chunk in chunks:
+                args: list[str | bytes | int] = [batch_id or ""]
+                for entry in chunk:
+                    args += entry
+                self._enqueue_script(keys=[], args=args, client=pipe)
             self._execute(pipe, flush=flush)
 
     def _execute(self, pipe: Any, *, flush: bool) -> None:
@@ -230,11 +254,12 @@ class Producer:
             replies = pipe.execute(raise_on_error=False)
         except redis.RedisError as exc:
             raise ProducerError(f"the queue did not take the jobs: {exc}; send them again under the same ids") from exc
-        written = replies[0]
-        if isinstance(written, Exception):
-            raise ProducerError(f"the queue did not take the jobs: {written}") from written
+        flushed = replies.pop() if flush else None
+        for written in replies:
+            if isinstance(written, Exception):
+                raise ProducerError(f"the queue did not take the jobs: {written}") from written
         if flush:
-            self._note_flush(replies[1])
+            self._note_flush(flushed)
 
     def _note_flush(self, reply: Any) -> None:
         if isinstance(reply, Exception):
@@ -295,6 +320,18 @@ class BatchHandle:
         if not fields:
             return None
         return BatchStatus.from_fields(self.id, {_text(key): _text(value) for key, value in fields.items()})
+
+    def pause(self) -> None:
+        """Start no more of its jobs until it is resumed; those that run go on."""
+        Lanes(self._redis).stop("pause", "batch", self.id)
+
+    def resume(self) -> None:
+        """Start its jobs again."""
+        Lanes(self._redis).stop("resume", "batch", self.id)
+
+    def cancel(self) -> None:
+        """End its jobs as cancelled: those that wait now, those that run at their next step; it takes no more rows."""
+        Lanes(self._redis).stop("cancel", "batch", self.id)
 
     def wait(self, *, timeout_s: float | None = None) -> BatchStatus:
         """Wait until the batch has ended and its row is in SQL; return its final counts."""
@@ -365,18 +402,33 @@ def row_job_id(batch_id: str, row: int) -> str:
     return f"{batch_id}.{row}"
 
 
-def _record(item: InvokeJob | RejectedRow, *, batch_id: str, row: int) -> JobRecord:
+def _batch_entry(item: InvokeJob | WrittenJob | RejectedRow, *, batch_id: str, row: int) -> _Entry:
+    if isinstance(item, WrittenJob):
+        job_id = row_job_id(batch_id, row)
+        # As a JobRecord would be written; ids need no escape.
+        record = b'{"id":"%b","job":%b,"batch_id":"%b","row":%d}' % (job_id.encode(), item.json, batch_id.encode(), row)
+        return _Entry(job_id, record, PRIORITY_MARKS["batch"], item.route, item.workspace, item.thread_id or "", row)
     rejection = item.rejection if isinstance(item, RejectedRow) else None
     job = item.job if isinstance(item, RejectedRow) else item
-    return JobRecord(id=job.id or row_job_id(batch_id, row), job=job, batch_id=batch_id, row=row, rejection=rejection)
+    job_id = job.id or row_job_id(batch_id, row)
+    return _entry(JobRecord(id=job_id, job=job, batch_id=batch_id, row=row, rejection=rejection))
 
 
-def _compact(record: JobRecord) -> str:
-    return record.model_dump_json(exclude_defaults=True, by_alias=True)
+def _entry(record: JobRecord) -> _Entry:
+    job = record.job
+    written = record.model_dump_json(exclude_defaults=True, by_alias=True)
+    row = "" if record.row is None else record.row
+    mark = PRIORITY_MARKS[record.priority]
+    return _Entry(record.id, written, mark, job.route, job.workspace, job.thread_id or "", row)
 
 
-def _lua(name: str) -> str:
-    return resources.files("producer").joinpath(name).read_text("utf-8")
+def _refuse_other_workspaces(chunk: list[_Entry], workspace: str) -> None:
+    for entry in chunk:
+        if entry.workspace != workspace:
+            raise ProducerError(
+                f"row {entry.row}: workspace '{entry.workspace}' in a batch of workspace '{workspace}'; "
+                f"enqueue one batch a workspace"
+            )
 
 
 def _text(value: bytes | str) -> str:

@@ -23,7 +23,8 @@ class BatchStatus(BaseModel):
     """The counts of a batch at one moment.
 
     `total` is None while its rows are still being submitted. `counts` has one entry per
-    final status that occurred. Tokens and requests are those of the jobs that ended.
+    final status that occurred. Tokens and requests are those of the jobs that ended. While it
+    is `paused` none of its jobs starts; while it is `cancelling` those that are left end as cancelled.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -39,6 +40,8 @@ class BatchStatus(BaseModel):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     created_ms: int
+    paused: bool = False
+    cancelling: bool = False
     webhook: str | None = None
 
     @classmethod
@@ -58,6 +61,8 @@ class BatchStatus(BaseModel):
             prompt_tokens=int(fields.get("prompt_tokens", "0")),
             completion_tokens=int(fields.get("completion_tokens", "0")),
             created_ms=int(fields.get("created_ms", "0")),
+            paused="paused_ms" in fields,
+            cancelling="cancelled_ms" in fields and "state" not in fields,
             webhook=fields.get("webhook") or None,
         )
 

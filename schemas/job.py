@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
@@ -16,8 +16,11 @@ from schemas.parameters import Parameters
 # Ids end in Redis keys, URLs and file columns: no white space, no control characters.
 Identifier = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@-]{0,199}$")]
 MetadataValue = str | int | float | bool
+Priority = Literal["interactive", "batch"]
 
 METADATA_KEY_MAX_CHARS = 64
+# How Redis's scripts name priorities (schemas/lines.lua).
+PRIORITY_MARKS: dict[Priority, str] = {"interactive": "I", "batch": "B"}
 
 
 class InvokeJob(Parameters):
@@ -26,7 +29,9 @@ class InvokeJob(Parameters):
     Exactly one of `assistant`, a stored one's address, and `inline`. `id` is the idempotency
     key; without one, a new id is made. `custom_id` is the caller's own name for the row and
     is only carried along. `messages` come after the assistant's template and the thread.
-    The parameters, `template`, `output` and `max_steps` override the assistant's.
+    The parameters, `template`, `output` and `max_steps` override the assistant's. Of one
+    workspace's jobs those with `priority` `interactive` run first; without one a single job is
+    interactive, and a batch's is `batch`.
 
     With `do_not_record` (also `doNotRecord`) the job's row keeps ids, times, usage and
     status, and no content; its thread keeps the messages if the job names one.
@@ -47,6 +52,7 @@ class InvokeJob(Parameters):
     output: OutputSpec | None = None
     max_steps: int | None = Field(default=None, ge=1, le=20)
     metadata: dict[str, MetadataValue] = Field(default_factory=dict)
+    priority: Priority | None = None
     do_not_record: bool = Field(default=False, alias="doNotRecord")
 
     @field_validator("metadata")
@@ -83,8 +89,8 @@ class InvokeJob(Parameters):
         return self.assistant or f"{self.workspace}/inline/inline"
 
     @property
-    def line(self) -> str:
-        """Return the line that the job waits in: jobs that will meet the same lane share one."""
+    def route(self) -> str:
+        """Return what decides which lane the job meets: its assistant, and the model if the job names one."""
         which = self.environment if self.version is None else self.version
         model = self.model or (self.inline.model if self.inline else None)
         return f"{self.address}@{which}" + (f"#{model}" if model else "")
@@ -113,3 +119,13 @@ class JobRecord(BaseModel):
     batch_id: Identifier | None = None
     row: int | None = Field(default=None, ge=0)
     rejection: Rejection | None = None
+
+    @property
+    def priority(self) -> Priority:
+        """Return the job's priority, else what suits the way in which it was enqueued."""
+        return self.job.priority or ("interactive" if self.batch_id is None else "batch")
+
+    @property
+    def line(self) -> str:
+        """Return the line that the job waits in: jobs of one batch and priority that will meet the same lane."""
+        return f"{PRIORITY_MARKS[self.priority]}|{self.batch_id or ''}|{self.job.route}"

@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+Shape = Literal["smooth", "bucket", "window"]
+
 
 class LaneLimits(BaseModel):
     """The limits of one lane.
@@ -26,7 +28,7 @@ class LaneLimits(BaseModel):
     rpm: int = Field(default=500, ge=1)
     tpm: int = Field(default=60_000, ge=1)
     burst_s: float = Field(default=1.0, gt=0, le=60, allow_inf_nan=False)
-    shape: Literal["smooth", "bucket", "window"] = "smooth"
+    shape: Shape = "smooth"
     max_concurrency: int | None = Field(default=None, ge=1)
     headroom: float = Field(default=0.0, ge=0, lt=1, allow_inf_nan=False)
 

@@ -6,23 +6,32 @@ server's clock.
 
 | key | type | holds |
 | --- | --- | --- |
-| `aq:job:<job>` | hash | one job that has not ended: `record` (JSON of JobRecord), `state` (waiting, released, running, snoozed, blocked), `epoch`, `owner` (the claim's token), `attempts`, `line`, `thread`, `batch`, `enqueued_ms` |
+| `aq:job:<job>` | hash | one job that has not ended: `record` (JSON of JobRecord), `state` (waiting, released, running, snoozed, blocked), `epoch`, `priority` (I, B), `route`, `batch`, `thread`, `enqueued_ms`; once they matter `owner` (the claim's token), `attempts`, `cancelled` |
 | `aq:journal:<job>` | list | the job's finished steps, JSON, oldest first |
 | `aq:result:<job>` | string | JSON of JobResult; kept RESULT_TTL_S after the end |
-| `aq:line:<line>` | list | waiting jobs of one assistant, head runs first |
-| `aq:lines` | list | the ring of lines that have waiting jobs; each line stands in it once |
-| `aq:lines:in` | set | the members of that ring |
-| `aq:hold:<line>` | string | while it exists nothing of the line is released; its expiry ends the hold |
+| `aq:line:<line>` | list | waiting jobs of one batch, priority and assistant, head runs first; `<line>` is JobRecord.line |
+| `aq:routes` | hash | what decides a job's lane (InvokeJob.route) -> that lane, as workers found it |
+| `aq:ring`, `aq:lanes:…`, `aq:lines:…`, `aq:ring:left`, `aq:ring:now`, `aq:turn` | | whose turn it is: workspaces, their lanes, their lines; see schemas/lines.lua |
+| `aq:parked` | zset | lanes without room, by the time at which to look again |
+| `aq:paused` | set | lanes that people stopped |
+| `aq:draining`, `aq:drain:<name>` | set, list | jobs that were cancelled while they waited: names of their lists, and these |
+| `aq:drained` | zset | those of them that a worker is ending, by the time within which it had to begin |
+| `aq:off:<route>` | string | when the lane of the route was cancelled; what was enqueued before ends as cancelled when it comes back |
+| `aq:places` | hash | workspace -> how many of its jobs have a lease |
+| `aq:entering:<lane>` | zset | released jobs that have not asked the limiter yet, by the time at which that is given up |
+| `aq:weights` | hash | workspace -> its weight against others, where it is not 1 |
 | `aq:leases` | zset | released and running jobs by the time at which their lease ends |
 | `aq:snoozed` | zset | jobs that wait for a time, by that time |
 | `aq:swept` | string | when the last sweep was |
 | `aq:thread:<workspace>:<thread>` | list | jobs of one thread that have not ended; only the head may run |
 | `aq:workers` | hash | worker process -> `<capacity> <expires_ms>` |
-| `aq:batch:<batch>` | hash | `total` (once sealed), `enqueued`, `started` (ms), `finished`, one count per final status, `requests`, `prompt_tokens`, `completion_tokens`, `state`, `workspace`, `webhook`, `label`, `created_ms` |
+| `aq:batch:<batch>` | hash | `total` (once sealed), `enqueued`, `started` (ms), `finished`, one count per final status, `requests`, `prompt_tokens`, `completion_tokens`, `state`, `workspace`, `webhook`, `label`, `created_ms`; `paused_ms`, `cancelled_ms` once people stopped it |
+| `aq:linesof:<batch>` | set | the lines that the batch's jobs have stood in |
 | `aq:rows:<batch>` | bitmap | rows that were enqueued: a row enters a batch once |
 | `aq:batches` | zset | batches by creation time |
 | `aq:ending` | set | batches whose last job ended and whose end is not yet in SQL |
 | `aq:limit:<lane>` | hash | the lane's token bucket, see worker/limits/reserve.lua |
+| `aq:seen:<calls that are alike>` | hash | histograms of what calls needed, see worker/limits/exchange_estimates.lua |
 | `aq:faults` | hash | lanes that stand still -> JSON of LaneFault |
 """  # noqa: E501 - a table row is one line
 
@@ -37,8 +46,14 @@ RUN_JOB_ACTOR = "run_job"
 DELIVER_WEBHOOK_ACTOR = "deliver_webhook"
 DRAMATIQ_NAMESPACE = "aq:dq"
 
-LINES = f"{PREFIX}:lines"
-LINES_IN = f"{PREFIX}:lines:in"
+ROUTES = f"{PREFIX}:routes"
+RING = f"{PREFIX}:ring"
+PARKED = f"{PREFIX}:parked"
+PAUSED = f"{PREFIX}:paused"
+DRAINING = f"{PREFIX}:draining"
+WEIGHTS = f"{PREFIX}:weights"
+PLACES = f"{PREFIX}:places"
+DRAINED = f"{PREFIX}:drained"
 LEASES = f"{PREFIX}:leases"
 SNOOZED = f"{PREFIX}:snoozed"
 SWEPT = f"{PREFIX}:swept"
@@ -81,9 +96,19 @@ def line(line_id: str) -> str:
     return f"{PREFIX}:line:{line_id}"
 
 
-def hold(line_id: str) -> str:
-    """Return the key whose existence keeps a line from being released."""
-    return f"{PREFIX}:hold:{line_id}"
+def entering(lane: str) -> str:
+    """Return the key of a lane's jobs that were released and have not asked the limiter yet."""
+    return f"{PREFIX}:entering:{lane}"
+
+
+def lane_lines(lane: str, priority_mark: str) -> str:
+    """Return the key of a lane's lines of one priority, the one served longest ago first."""
+    return f"{PREFIX}:lines:{priority_mark}:{lane}"
+
+
+def workspace_lanes(workspace: str, priority_mark: str) -> str:
+    """Return the key of a workspace's open lanes that have lines of one priority."""
+    return f"{PREFIX}:lanes:{priority_mark}:{workspace}"
 
 
 def thread(workspace: str, thread_id: str) -> str:
@@ -96,9 +121,19 @@ def batch(batch_id: str) -> str:
     return f"{PREFIX}:batch:{batch_id}"
 
 
+def batch_lines(batch_id: str) -> str:
+    """Return the key of the set of lines that a batch's jobs have stood in."""
+    return f"{PREFIX}:linesof:{batch_id}"
+
+
 def batch_rows(batch_id: str) -> str:
     """Return the key of the bitmap of a batch's enqueued rows."""
     return f"{PREFIX}:rows:{batch_id}"
+
+
+def seen(calls: str) -> str:
+    """Return the key of what calls that are alike needed."""
+    return f"{PREFIX}:seen:{calls}"
 
 
 def limit(lane: str) -> str:

@@ -110,8 +110,8 @@ class OverBudget:
 class Snoozed:
     """The job waits and comes back; a wait is no failure.
 
-    `burns_attempt` says whether this try counts against the job. `hold_line` keeps the
-    job's whole line back for as long, because every job in it would meet the same wall.
+    `burns_attempt` says whether this try counts against the job. `hold_lane` keeps the
+    job's whole lane back for as long, because every job in it would meet the same wall.
     `fault` marks a wall that only a person can remove, or that may last.
     """
 
@@ -119,7 +119,7 @@ class Snoozed:
     code: Code
     reason: str
     burns_attempt: bool = False
-    hold_line: bool = False
+    hold_lane: bool = False
     fault: bool = False
 
 

@@ -1,4 +1,4 @@
-"""What a provider says of its quota, in the headers of a reply."""
+"""What a provider says of its own limits, in the headers of its answers."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class QuotaTold:
-    """Limits, what remains of them, and the seconds until they are whole again; None is not told."""
+    """Limits, what is left of them, and the seconds until they are whole again; None where nothing sensible was said.
 
-    limit_requests: float | int | None = None
-    remaining_requests: float | int | None = None
-    reset_requests_s: float | int | None = None
-    limit_tokens: float | int | None = None
-    remaining_tokens: float | int | None = None
-    reset_tokens_s: float | int | None = None
+    Counts are at least 0, seconds are 0 to a day. Nobody says the period of a limit: for most
+    providers it is a minute, for some (requests of a free account) a day.
+    """
+
+    limit_requests: int | None = None
+    remaining_requests: int | None = None
+    reset_requests_s: float | None = None
+    limit_tokens: int | None = None
+    remaining_tokens: int | None = None
+    reset_tokens_s: float | None = None

@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from schemas.assistant import ProviderKind
 from schemas.errors import InputError
+from schemas.lane_limits import LaneLimits, Shape
 
 DEFAULT_LOCAL_MODEL = "smollm2-135m"
 
@@ -21,9 +22,11 @@ DEFAULT_LOCAL_MODEL = "smollm2-135m"
 class Settings(BaseSettings):
     """The `ASSISTQ_…` variables, frozen.
 
-    `rpm` and `tpm` are requests and tokens a minute of a lane, `burst_s` the seconds of the
-    limit that may be used at once. No Redis URL: an embedded Valkey under `data_dir`. No
-    database URL: SQLite there. No provider URL: the local model, if its extra is installed.
+    `rpm`, `tpm`, `burst_s`, `shape`, `max_concurrency` and `headroom` are the limits of lanes
+    (lane_limits.py) of which `lanes`, a YAML file (lane_config.py), says nothing. No Redis
+    URL: an embedded Valkey under `data_dir`. No database URL: SQLite there. No provider URL:
+    the local model, if its extra is installed. `threads` is how many jobs each of the
+    `processes` runs at once.
 
     `private_network_workspaces` lists, with commas, the workspaces whose HTTP tools may
     reach private, loopback and link-local addresses. The secrets that tools name are
@@ -48,9 +51,12 @@ class Settings(BaseSettings):
     rpm: int = Field(default=500, ge=1)
     tpm: int = Field(default=60_000, ge=1)
     burst_s: float = Field(default=1.0, gt=0, le=60)
-    shape: Literal["smooth"] = "smooth"
+    shape: Shape = "smooth"
+    max_concurrency: int | None = Field(default=None, ge=1)
+    headroom: float = Field(default=0.0, ge=0, lt=1, allow_inf_nan=False)
+    lanes: Path | None = None
     processes: int | None = Field(default=None, ge=1, le=256)
-    threads: int | None = Field(default=None, ge=1, le=512)
+    threads: int | None = Field(default=None, ge=1, le=4096)
     http_host: str = "127.0.0.1"
     http_port: int = Field(default=8700, ge=0, le=65_535)
     metrics_port: int = Field(default=9191, ge=0, le=65_535)
@@ -59,10 +65,10 @@ class Settings(BaseSettings):
     max_attempts: int = Field(default=5, ge=1, le=100)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
-    @field_validator("data_dir")
+    @field_validator("data_dir", "lanes")
     @classmethod
-    def _data_dir_is_absolute(cls, data_dir: Path) -> Path:
-        return data_dir.expanduser().absolute()
+    def _path_is_absolute(cls, path: Path | None) -> Path | None:
+        return path.expanduser().absolute() if path else None
 
     @field_validator("redis_url")
     @classmethod
@@ -141,6 +147,18 @@ class Settings(BaseSettings):
     def private_networks_allowed(self) -> frozenset[str]:
         """Return the workspaces whose tools may reach private addresses."""
         return frozenset(name.strip() for name in self.private_network_workspaces.split(",") if name.strip())
+
+    @property
+    def lane_limits(self) -> LaneLimits:
+        """Return the limits of lanes that nothing else is said of."""
+        return LaneLimits(
+            rpm=self.rpm,
+            tpm=self.tpm,
+            burst_s=self.burst_s,
+            shape=self.shape,
+            max_concurrency=self.max_concurrency,
+            headroom=self.headroom,
+        )
 
     @property
     def embedded_redis_url(self) -> str:

@@ -15,12 +15,13 @@ from schemas import AssistantConfig, InvokeJob, JobRecord, JobResult, Message, S
 from schemas import names as redis_names
 from schemas.lane import Lane
 from schemas.tables import AssistantEnvironment, AssistantVersion
+from worker.admission.releases import Releases
 from worker.queue.queue import Claimed, Hint, JobQueue
 from worker.tools.calls import OpenedTools
 
 WORKSPACE = "acme"
 ADDRESS = f"{WORKSPACE}/reviews/sentiment"
-LINE = f"{ADDRESS}@production"
+ROUTE = f"{ADDRESS}@production"
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 
 
@@ -89,7 +90,12 @@ def store_assistant(engine: Engine, config: AssistantConfig, *, version: int = 1
 async def released(queue: JobQueue, *, capacity: int = 100) -> list[Hint]:
     """Return the hints of all jobs that workers of this capacity get now."""
     await queue.heartbeat("a-worker", capacity=capacity, ttl_s=60)
-    return await queue.release(1000)
+    return await release(queue, 1000)
+
+
+async def release(queue: JobQueue, limit: int) -> list[Hint]:
+    """Return the hints of up to `limit` jobs that go to the workers now."""
+    return (await Releases(queue._redis).release(limit)).hints
 
 
 async def claimed(queue: JobQueue) -> Claimed:
@@ -110,9 +116,16 @@ async def state(redis: Redis, job_id: str) -> dict[str, str]:
     return {text(key): text(value) for key, value in (await redis.hgetall(redis_names.job(job_id))).items()}
 
 
-async def waiting(redis: Redis, line: str = LINE) -> list[str]:
-    """Return the ids of the jobs in the line, its head first."""
-    return [text(job_id) for job_id in await redis.lrange(redis_names.line(line), 0, -1)]
+async def waiting(redis: Redis, route: str = ROUTE) -> list[str]:
+    """Return the ids of the jobs that wait in the route's lines, each line's head first."""
+    lines = sorted(text(key) for key in await redis.keys(redis_names.line(f"*|{route}")))
+    return [text(job_id) for line in lines for job_id in await redis.lrange(line, 0, -1)]
+
+
+async def let_parked_lanes_open(redis: Redis) -> None:
+    """Make it as late as the end of every lane's wait."""
+    for lane in await redis.zrange(redis_names.PARKED, 0, -1):
+        await redis.zadd(redis_names.PARKED, {text(lane): 1})
 
 
 async def reserved(redis: Redis, lane: Lane) -> tuple[int, int]:

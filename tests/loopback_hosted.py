@@ -85,7 +85,8 @@ class LoopbackHosted:
     """The services as a context manager; leaving it ends everything that hangs.
 
     `result_form` is how Langdock writes content, `agent_form` how its agent API wraps it:
-    the sources disagree on both. With `streams_unasked` every answer is a stream.
+    the sources disagree on both. With `streams_unasked` every answer is a stream. `headers` come
+    with every answer that no fault breaks.
     """
 
     def __init__(self) -> None:
@@ -93,6 +94,7 @@ class LoopbackHosted:
         self.agent_form: Literal["message", "messages", "result"] = "message"
         self.streams_unasked = False
         self.counts_tokens = True
+        self.headers: dict[str, str] = {}
         self.assistants = {"asst_1", "asst_tools"}
         self.deployments = {"acme/support/greeter/production": {"": "You greet {{name}}.", "3": "Version 3, {{name}}."}}
         self.agents = {"agent-1"}
@@ -136,7 +138,9 @@ class LoopbackHosted:
                 headers = dict(fault.headers)
                 return Answer(status=fault.status, body=fault.body, headers=headers), fault
             try:
-                return self._route(request)(request), fault
+                answer = self._route(request)(request)
+                answer.headers |= self.headers
+                return answer, fault
             except Refused as refused:
                 return refused.answer, fault
 

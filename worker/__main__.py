@@ -12,10 +12,15 @@ import sys
 from pathlib import Path
 
 from schemas.errors import AssistqError
+from schemas.lane_config import LaneConfig
 from schemas.settings import Settings
 
-DEFAULT_THREADS = 64
+DEFAULT_IN_FLIGHT = 256
 DEFAULT_PROCESSES_MAX = 4
+# Dramatiq's threads only hand hints on.
+DRAMATIQ_THREADS_MAX = 8
+# Messages that a process holds before it has handed their hints on.
+PREFETCH_MAX = 4
 # How late an idle worker sees a hint, and how long its threads take to see that they shall end; Dramatiq's is 1 s.
 IDLE_POLL_MS = 200
 
@@ -24,6 +29,8 @@ def main() -> None:
     """Replace this process by worker.master."""
     try:
         settings = Settings.from_env()
+        # A wrong file is one error here, not one in each process.
+        LaneConfig.load(settings)
     except AssistqError as exc:
         sys.exit(f"worker: {exc}")
     if not settings.provider_configured:
@@ -32,12 +39,14 @@ def main() -> None:
             "or the key of a service that hosts assistants, or let `assistq up` start the local model"
         )
     processes = settings.processes or min(os.cpu_count() or 1, DEFAULT_PROCESSES_MAX)
-    threads = settings.threads or DEFAULT_THREADS
+    in_flight = settings.threads or DEFAULT_IN_FLIGHT
+    threads = min(in_flight, DRAMATIQ_THREADS_MAX)
     environment = {
         **os.environ,
         "PROMETHEUS_MULTIPROC_DIR": str(_metrics_dir(settings)),
-        # What a process holds is then what it runs: no hint waits behind another process's long job.
-        "dramatiq_queue_prefetch": str(threads),
+        "ASSISTQ_THREADS": str(in_flight),
+        # A process that runs few jobs holds no hint that another could run.
+        "dramatiq_queue_prefetch": str(max(1, min(in_flight // 32, PREFETCH_MAX))),
         "dramatiq_worker_timeout": str(IDLE_POLL_MS),
     }
     command = [sys.executable, "-m", "worker.master", str(processes), str(threads)]

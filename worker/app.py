@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import socket
+import time
 import uuid
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,10 +21,8 @@ import dramatiq
 import httpx
 from dramatiq import Broker, Middleware, Worker
 from dramatiq.asyncio import get_event_loop_thread
-from dramatiq.brokers.redis import RedisBroker
 from dramatiq.middleware import AsyncIO
 from pydantic import SecretStr
-from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 from sqlalchemy.exc import SQLAlchemyError
@@ -29,16 +30,22 @@ from sqlalchemy.exc import SQLAlchemyError
 from schemas import names
 from schemas.assistant import ProviderKind
 from schemas.database import engine_for, ensure_tables
-from schemas.lane_limits import LaneLimits
+from schemas.lane_config import LaneConfig
 from schemas.settings import Settings
 from worker import actors, logs
 from worker.admission.admission import Admission
+from worker.admission.drainer import Drainer
+from worker.admission.releases import Releases
 from worker.admission.sweeper import Sweeper
 from worker.clock import Clock, end
 from worker.errors import RedisAway, redis_away
-from worker.events import Events, ServiceFault, ToolCrashed
+from worker.events import Events, JobCrashed, ServiceFault, ToolCrashed
 from worker.flow.converse import Conversation
 from worker.flow.run import Flow
+from worker.in_flight import InFlight
+from worker.intake import BoundedBroker
+from worker.limits.estimate_exchange import EstimateExchange
+from worker.limits.learned import Estimates
 from worker.limits.redis_limiter import RedisLimiter
 from worker.metrics import Metrics
 from worker.parent import die_with_parent, heed_first_sigterm
@@ -50,6 +57,7 @@ from worker.providers.openai_compatible import OpenAICompatible, http_client
 from worker.providers.schema_tools import SchemaTools
 from worker.queue.leases import Leases
 from worker.queue.queue import Hint, JobQueue
+from worker.redis_batch import BatchedRedis
 from worker.store.sql import SqlStore
 from worker.tools.toolbox import WorkerToolbox
 from worker.webhooks.deliver import WebhookSender, webhook_client
@@ -57,7 +65,14 @@ from worker.webhooks.deliveries import Deliveries
 
 # Redis may be away for this many tries, some 40 s, before an operation fails.
 _REDIS_RETRIES = 25
-_REDIS_SPARE_CONNECTIONS = 64
+_REDIS_CONNECTIONS = 64
+# Calls in flight at a shutdown may still end, and are paid for: give them this long.
+SHUTDOWN_TIMEOUT_S = 30.0
+# Without ASSISTQ_THREADS, as in a test of its own; `python -m worker` always says it.
+_DEFAULT_CAPACITY = 64
+_DELIVERIES_IN_FLIGHT = 64
+# Sockets and files beside those of the calls in flight.
+_SPARE_FILES = 256
 _LEAVE_WITHIN_S = 2.0
 _DELIVERIES_LOOK_EVERY_S = 2.0
 _DELIVERIES_AT_ONCE = 100
@@ -74,9 +89,12 @@ class _Running:
     clock: Clock
     queue: JobQueue
     store: SqlStore
-    redis: Redis
+    redis: BatchedRedis
+    jobs: InFlight[Hint]
+    webhooks: InFlight[str]
     clients: tuple[httpx.AsyncClient, ...]
     toolbox: WorkerToolbox
+    exchange: EstimateExchange
     tasks: tuple[asyncio.Task[None], ...]
     process: str
     events: Events
@@ -92,34 +110,53 @@ class Runtime(Middleware):
     def __init__(self, settings: Settings) -> None:
         """Take the settings; nothing is opened yet."""
         self._settings = settings
+        self._capacity = settings.threads or _DEFAULT_CAPACITY
         self._running: _Running | None = None
+        self._ends_at_s = 0.0
         self.actors: actors.Actors | None = None
 
     def after_process_boot(self, broker: Broker) -> None:  # noqa: ARG002 - Dramatiq's signature
         """Tie this process to Dramatiq's master."""
         die_with_parent()
         heed_first_sigterm()
+        _allow_open_files(2 * self._capacity + _SPARE_FILES)
 
     def before_worker_boot(self, broker: Broker, worker: Worker) -> None:  # noqa: ARG002
         """Build the parts on the process's event loop, before the first message."""
-        self._running = _loop().run_coroutine(self._start(worker.worker_threads))
+        self._running = _loop().run_coroutine(self._start())
 
     def before_worker_shutdown(self, broker: Broker, worker: Worker) -> None:  # noqa: ARG002
         """Release nothing more and end every wait; calls in flight go on."""
+        self._ends_at_s = time.monotonic() + SHUTDOWN_TIMEOUT_S
         _loop().run_coroutine(self._quiesce(self._parts))
 
     def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:  # noqa: ARG002
-        """Close all that was opened."""
+        """Wait for the calls in flight, then close all that was opened."""
         _loop().run_coroutine(self._stop(self._parts))
 
-    async def run_job(self, hint: Hint) -> None:
-        """Run the job of a hint, then look for the next one."""
+    def take_jobs(self, hints: Sequence[Hint]) -> None:
+        """Run the jobs of these hints on the event loop; from any thread."""
+        self._parts.jobs.take(hints)
+
+    def take_deliveries(self, delivery_ids: Sequence[str]) -> None:
+        """Attempt these deliveries on the event loop; from any thread."""
+        self._parts.webhooks.take(delivery_ids)
+
+    def has_room_for_jobs(self, timeout_s: float) -> bool:
+        """Return whether one more job could run now, after up to `timeout_s`."""
+        return self._parts.jobs.has_room(timeout_s)
+
+    def has_room_for_deliveries(self, timeout_s: float) -> bool:
+        """Return whether one more delivery could be attempted now, after up to `timeout_s`."""
+        return self._parts.webhooks.has_room(timeout_s)
+
+    async def _run_job(self, hint: Hint) -> None:
         try:
             await self._parts.flow.run(hint)
         finally:
             self._parts.admission.wake()
 
-    async def deliver_webhook(self, delivery_id: str) -> None:
+    async def _deliver(self, delivery_id: str) -> None:
         """Attempt the delivery; without a database it stays due."""
         try:
             await self._parts.sender.attempt(delivery_id)
@@ -132,13 +169,13 @@ class Runtime(Middleware):
             raise RuntimeError("the worker process has not booted")
         return self._running
 
-    async def _start(self, threads: int) -> _Running:
-        settings = self._settings
+    async def _start(self) -> _Running:
+        settings, capacity = self._settings, self._capacity
         engine = engine_for(settings.effective_database_url)
         await asyncio.to_thread(ensure_tables, engine)
-        redis = Redis.from_url(
+        redis = BatchedRedis.from_url(
             settings.effective_redis_url,
-            max_connections=2 * threads + _REDIS_SPARE_CONNECTIONS,
+            max_connections=2 * capacity + _REDIS_CONNECTIONS,
             socket_timeout=30,
             health_check_interval=30,
             retry=Retry(ExponentialBackoff(cap=2.0, base=0.05), _REDIS_RETRIES),
@@ -148,7 +185,7 @@ class Runtime(Middleware):
         queue = JobQueue(redis)
         leases = Leases(queue, events)
         store = SqlStore(engine)
-        client = http_client(connections=threads, timeout_s=settings.provider_timeout_s)
+        client = http_client(connections=capacity, timeout_s=settings.provider_timeout_s)
         native, providers = _providers(settings, client)
         toolbox = WorkerToolbox(
             environment=os.environ,
@@ -156,13 +193,16 @@ class Runtime(Middleware):
             on_crash=lambda tool, error: events.emit(ToolCrashed(tool, error)),
         )
         process = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
-        limits = LaneLimits(rpm=settings.rpm, tpm=settings.tpm, burst_s=settings.burst_s, shape=settings.shape)
-        limiter = RedisLimiter(redis, limits_of=lambda _: limits, clock=clock, process=process, events=events)
+        lanes = LaneConfig.load(settings)
+        limiter = RedisLimiter(redis, limits_of=lanes.limits_of, clock=clock, process=process, events=events)
+        estimates = Estimates()
+        exchange = EstimateExchange(redis, estimates, events)
         conversation = Conversation(
             providers=providers,
             schema_tools=SchemaTools(native) if native else None,
             toolbox=toolbox,
             limiter=limiter,
+            estimates=estimates,
             queue=queue,
             clock=clock,
             events=events,
@@ -178,15 +218,24 @@ class Runtime(Middleware):
             default_model=settings.model,
             max_attempts=settings.max_attempts,
         )
-        webhooks = webhook_client(max_connections=threads)
+        webhooks = webhook_client(max_connections=_DELIVERIES_IN_FLIGHT)
         deliveries = Deliveries(engine)
         sender = WebhookSender(webhooks, deliveries=deliveries, events=events)
+        releases = Releases(redis)
+        await releases.set_weights(lanes.weights)
         admission = Admission(
-            process=process, capacity=threads, queue=queue, redis=redis, send=self._send_jobs, events=events
+            process=process,
+            capacity=capacity,
+            queue=queue,
+            releases=releases,
+            redis=redis,
+            send=self._send_jobs,
+            events=events,
         )
         sweeper = Sweeper(
             queue=queue,
             store=store,
+            free_lost_calls=limiter.expire,
             send_due_webhooks=_DueWebhooks(deliveries, self, events).send,
             wake=admission.wake,
             events=events,
@@ -199,10 +248,27 @@ class Runtime(Middleware):
                 admission.beat_forever(),
                 admission.listen_forever(),
                 sweeper.run_forever(),
+                Drainer(queue=queue, run=flow.run, clock=clock, events=events).run_forever(),
                 limiter.listen_forever(),
+                exchange.exchange_forever(),
             )
         )
+        loop = asyncio.get_running_loop()
         return _Running(
+            jobs=InFlight(
+                self._run_job,
+                capacity=capacity,
+                on_crash=lambda hint, error: events.emit(JobCrashed(hint.job_id, None, error=error)),
+                loop=loop,
+            ),
+            webhooks=InFlight(
+                self._deliver,
+                capacity=_DELIVERIES_IN_FLIGHT,
+                on_crash=lambda delivery_id, error: events.emit(
+                    ServiceFault(part="webhooks", error=f"delivery {delivery_id}: {type(error).__name__}: {error}")
+                ),
+                loop=loop,
+            ),
             flow=flow,
             limiter=limiter,
             sender=sender,
@@ -213,6 +279,7 @@ class Runtime(Middleware):
             redis=redis,
             clients=(client, webhooks),
             toolbox=toolbox,
+            exchange=exchange,
             tasks=tasks,
             process=process,
             events=events,
@@ -229,8 +296,15 @@ class Runtime(Middleware):
                 await running.queue.leave(running.process)
 
     async def _stop(self, running: _Running) -> None:
+        # The leases are renewed until the last call has ended.
+        for in_flight in (running.jobs, running.webhooks):
+            await in_flight.ended(within_s=self._ends_at_s - time.monotonic())
         await end(running.tasks)
         await running.limiter.aclose()
+        # What the last calls taught, the next worker shall know; a courtesy too.
+        with suppress(TimeoutError, RedisAway):
+            async with asyncio.timeout(_LEAVE_WITHIN_S):
+                await running.exchange.exchange(all_news=True)
         await running.toolbox.aclose()
         for client in running.clients:
             await client.aclose()
@@ -240,7 +314,7 @@ class Runtime(Middleware):
     async def _send_jobs(self, hints: list[Hint]) -> None:
         assert self.actors is not None  # noqa: S101 - set right after the broker, below
         with redis_away():
-            await asyncio.to_thread(self.actors.send_jobs, hints)
+            await asyncio.to_thread(self.actors.send_jobs, hints, together=actors.hints_together(self._capacity))
 
     async def send_deliveries(self, delivery_ids: list[str]) -> None:
         """Hint these deliveries to Dramatiq."""
@@ -305,6 +379,14 @@ class _DueWebhooks:
             await self._runtime.send_deliveries(due)
 
 
+def _allow_open_files(wanted: int) -> None:
+    """Raise this process's limit of open files, as far as it may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < wanted and (hard == resource.RLIM_INFINITY or soft < hard):
+        allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+
+
 def _loop() -> dramatiq.asyncio.EventLoopThread:
     thread = get_event_loop_thread()
     if thread is None:
@@ -312,20 +394,23 @@ def _loop() -> dramatiq.asyncio.EventLoopThread:
     return thread
 
 
-def _build() -> RedisBroker:
+def _build() -> BoundedBroker:
     settings = Settings.from_env()
     logs.configure(settings)
     runtime = Runtime(settings)
-    threads = settings.threads or _REDIS_SPARE_CONNECTIONS
-    redis_broker = RedisBroker(
+    redis_broker = BoundedBroker(
+        has_room={
+            names.JOBS_QUEUE: runtime.has_room_for_jobs,
+            names.WEBHOOKS_QUEUE: runtime.has_room_for_deliveries,
+        },
         url=settings.effective_redis_url,
         namespace=names.DRAMATIQ_NAMESPACE,
         middleware=[AsyncIO(), runtime],
-        max_connections=2 * threads + _REDIS_SPARE_CONNECTIONS,
+        max_connections=_REDIS_CONNECTIONS,
         socket_timeout=30,
     )
     dramatiq.set_broker(redis_broker)
-    runtime.actors = actors.declare(redis_broker, run=runtime.run_job, deliver=runtime.deliver_webhook)
+    runtime.actors = actors.declare(redis_broker, take_jobs=runtime.take_jobs, take_deliveries=runtime.take_deliveries)
     return redis_broker
 
 

@@ -9,6 +9,7 @@ import re
 import sys
 import threading
 from collections.abc import Iterator, Mapping
+from functools import cache, lru_cache
 from types import TracebackType
 from typing import Any, TextIO, assert_never
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
@@ -38,6 +39,7 @@ from worker.events import (
 
 MASK = "[secret]"
 MAX_FIELD_CHARS = 8_000
+_NAMES_KEPT = 512
 # A known secret shorter than this is masked only where it stands alone, or it would riddle
 # every word that contains it; below the second bound not at all.
 _PLAIN_MIN_CHARS = 8
@@ -65,6 +67,8 @@ _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"(?<![A-Za-z0-9])sk-[A-Za-z0-9_-]{3,4000}"), MASK),
     (re.compile(r"whsec_[A-Za-z0-9+/=_-]{1,4000}"), MASK),
 )
+# Each of them needs one of these: most texts hold none, and are spared the rest.
+_HINT_OF_A_SECRET = re.compile(rf"://|{_SENSITIVE_NAME}|bearer|[?&](?:key|token|sig|auth)|sk-|whsec_", re.IGNORECASE)
 
 
 def configure(settings: Settings, *, stream: TextIO | None = None) -> None:
@@ -126,7 +130,7 @@ class LogSubscriber:
 
     def on_event(self, event: Event) -> None:
         """Log the event."""
-        self._log.log(_level_of(event), _name_of(event), **_fields_of(event))
+        self._log.log(_level_of(event), _name_of(type(event).__name__), **_fields_of(event))
 
 
 class SecretMask:
@@ -138,6 +142,8 @@ class SecretMask:
         # Longest first: a value may begin with another.
         patterns = [_pattern_of(spelling) for spelling in sorted(spellings, key=len, reverse=True)]
         self._known = re.compile("|".join(patterns)) if patterns else None
+        # The names of fields, which come again and again.
+        self._name = lru_cache(maxsize=_NAMES_KEPT)(self.text)
 
     @classmethod
     def of(cls, settings: Settings) -> SecretMask:
@@ -150,15 +156,16 @@ class SecretMask:
 
     def __call__(self, _logger: Any, _method: str, fields: EventDict) -> EventDict:
         """Return the fields, masked and cut to MAX_FIELD_CHARS characters each."""
-        return {self.text(key): self._value(key, value) for key, value in fields.items()}
+        return {self._name(key): self._value(key, value) for key, value in fields.items()}
 
     def text(self, text: str) -> str:
         """Return the text without secrets, cut to MAX_FIELD_CHARS characters."""
         cut = text[: 4 * MAX_FIELD_CHARS]
         if self._known is not None:
             cut = self._known.sub(MASK, cut)
-        for pattern, kept in _PATTERNS:
-            cut = pattern.sub(kept, cut)
+        if _HINT_OF_A_SECRET.search(cut):
+            for pattern, kept in _PATTERNS:
+                cut = pattern.sub(kept, cut)
         return cut if len(text) <= MAX_FIELD_CHARS else cut[:MAX_FIELD_CHARS] + "…"
 
     def _value(self, key: str, value: Any) -> Any:
@@ -226,8 +233,9 @@ def _level_of(event: Event) -> int:
             assert_never(event)
 
 
-def _name_of(event: Event) -> str:
-    return re.sub(r"(?<!^)(?=[A-Z])", "_", type(event).__name__).lower()
+@cache
+def _name_of(kind: str) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", kind).lower()
 
 
 def _fields_of(event: Event) -> dict[str, Any]:

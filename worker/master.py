@@ -1,4 +1,4 @@
-"""Dramatiq's master process: `python -m worker.master PROCESSES THREADS`, started by `python -m worker`."""
+"""Dramatiq's master process: `python -m worker.master PROCESSES DRAMATIQ_THREADS`, started by `python -m worker`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from schemas import names
 from schemas.settings import Settings
 from worker import logs
 
-# Calls in flight at a shutdown may still end, and are paid for: give them this long.
-SHUTDOWN_TIMEOUT_S = 30
+# How long Dramatiq's threads may take to hand on what they hold. The calls in flight are no longer theirs:
+# worker.app waits for those.
+HAND_ON_TIMEOUT_MS = 30_000
 
 
 def main(processes: str, threads: str) -> int:
@@ -22,7 +23,7 @@ def main(processes: str, threads: str) -> int:
         "worker.app:broker",
         f"--processes={processes}",
         f"--threads={threads}",
-        f"--worker-shutdown-timeout={SHUTDOWN_TIMEOUT_S * 1000}",
+        f"--worker-shutdown-timeout={HAND_ON_TIMEOUT_MS}",
         "--skip-logging",
         "--fork-function=worker.metrics_server:serve",
         "--queues",

@@ -29,7 +29,8 @@ from redis.retry import Retry
 
 from schemas import names
 from schemas.errors import InputError
-from schemas.lane import LaneFault
+from schemas.lane import LaneFault, LaneStatus
+from schemas.scripts import read_script
 from schemas.settings import Settings
 from worker import logs
 
@@ -39,9 +40,9 @@ ADDRESS_FILE = "address"
 REDIS_TIMEOUT_S = 2.0
 # A scraper that opens a connection and says nothing holds a thread no longer.
 CLIENT_TIMEOUT_S = 10
-# Jobs in lines beyond these are not seen in a scrape; `assistq_queue_lines` tells that there are more.
-MAX_LINES_READ = 5_000
-MAX_LINES_SHOWN = 100
+# Jobs of lanes beyond these are not seen in a scrape.
+MAX_LANES_READ = 2_000
+MAX_LANES_SHOWN = 100
 MAX_FAULTS_SHOWN = 200
 
 _log = structlog.get_logger("assistq.metrics")
@@ -110,6 +111,7 @@ class QueueCollector(Collector):
     def __init__(self, client: redis.Redis) -> None:
         """Keep the client; its time-outs bound a scrape."""
         self._client = client
+        self._look = client.register_script(read_script("schemas", "lanes.lua"))
 
     def describe(self) -> Iterator[Metric]:
         """Name nothing: a registry must not ask Redis when the collector is registered."""
@@ -132,38 +134,19 @@ class QueueCollector(Collector):
     def _read(self) -> list[Metric]:
         ask = self._client.pipeline(transaction=False)
         ask.time()
-        ask.llen(names.LINES)
-        ask.lrange(names.LINES, 0, MAX_LINES_READ - 1)
         ask.zcard(names.LEASES)
         ask.zcard(names.SNOOZED)
         ask.hgetall(names.FAULTS)
-        (seconds, micros), ring, lines, running, snoozed, faults = ask.execute()
-        depths, oldest_ms = self._read_lines(lines)
+        self._look(keys=[], args=[MAX_LANES_READ], client=ask)
+        (seconds, micros), running, snoozed, faults, reports = ask.execute()
+        lanes = [LaneStatus.from_report([str(value) for value in report], {}) for report in reports]
         now_ms = seconds * 1000 + micros // 1000
         return [
-            _jobs_family(waiting=sum(depths.values()), running=running, snoozed=snoozed),
-            _gauge("queue_lines", "Lines that have waiting jobs.", ring),
-            _gauge(
-                "queue_oldest_seconds",
-                "Age of the oldest job at the head of a line; 0 if none waits.",
-                0 if oldest_ms is None else max(0, now_ms - oldest_ms) / 1000,
-            ),
-            _lines_family(depths),
+            _jobs_family(waiting=sum(lane.waiting for lane in lanes), running=running, snoozed=snoozed),
+            _gauge("queue_lanes", "Lanes that have waiting jobs or are paused.", len(lanes)),
+            *_lane_families(lanes, now_ms=now_ms),
             _faults_family(faults),
         ]
-
-    def _read_lines(self, lines: list[str]) -> tuple[dict[str, int], int | None]:
-        """Return the jobs in each line, and when the oldest head was enqueued."""
-        ask = self._client.pipeline(transaction=False)
-        for line in lines:
-            ask.llen(names.line(line))
-            ask.lindex(names.line(line), 0)
-        answers = ask.execute()
-        depths = dict(zip(lines, answers[0::2], strict=True))
-        for head in filter(None, answers[1::2]):
-            ask.hget(names.job(head), "enqueued_ms")
-        times_ms = [int(ms) for ms in ask.execute() if ms is not None and ms.isdigit()]
-        return depths, min(times_ms, default=None)
 
 
 def _gauge(name: str, says: str, value: float) -> Metric:
@@ -179,15 +162,26 @@ def _jobs_family(**states: int) -> Metric:
     return family
 
 
-def _lines_family(depths: dict[str, int]) -> Metric:
-    family = GaugeMetricFamily(
-        f"{names.METRIC_PREFIX}_queue_line_jobs",
-        f"Jobs that wait in a line, for the {MAX_LINES_SHOWN} longest.",
-        labels=["line"],
+def _lane_families(lanes: list[LaneStatus], *, now_ms: int) -> list[Metric]:
+    """Return the depth, the oldest age and the pause of the MAX_LANES_SHOWN longest lanes."""
+    prefix = f"{names.METRIC_PREFIX}_lane"
+    depth = GaugeMetricFamily(
+        f"{prefix}_waiting_jobs",
+        f"Jobs that wait in a lane, for the {MAX_LANES_SHOWN} longest.",
+        labels=["lane", "priority"],
     )
-    for line, depth in heapq.nlargest(MAX_LINES_SHOWN, depths.items(), key=lambda item: item[1]):
-        family.add_metric([line], depth)
-    return family
+    age = GaugeMetricFamily(
+        f"{prefix}_oldest_seconds", "Age of the oldest job at the head of one of the lane's lines.", labels=["lane"]
+    )
+    paused = GaugeMetricFamily(f"{prefix}_paused", "Lanes that somebody paused.", labels=["lane"])
+    for lane in heapq.nlargest(MAX_LANES_SHOWN, lanes, key=lambda each: each.waiting):
+        depth.add_metric([lane.name, "interactive"], lane.interactive)
+        depth.add_metric([lane.name, "batch"], lane.batch)
+        if lane.oldest_ms is not None:
+            age.add_metric([lane.name], max(0, now_ms - lane.oldest_ms) / 1000)
+        if lane.paused:
+            paused.add_metric([lane.name], 1)
+    return [depth, age, paused]
 
 
 def _faults_family(faults: dict[str, str]) -> Metric:

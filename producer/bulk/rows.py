@@ -19,7 +19,9 @@ from producer.bulk.jsonl_rows import JsonlRows
 from producer.bulk.lines import FIELD_MAX_BYTES, ROW_MAX_BYTES, Lines, open_input
 from producer.bulk.needs import Needs, needs_of
 from producer.bulk.row_jobs import SPECIAL_COLUMNS, BadRow, RowJobs
-from schemas import AssistantConfig, InputError, InvokeJob
+from producer.bulk.seen_ids import SeenIds
+from producer.written_job import WrittenJob
+from schemas import AssistantConfig, InputError
 
 __all__ = [
     "BAD_ROWS_KEPT",
@@ -49,10 +51,13 @@ class Checked:
     bad: tuple[BadRow, ...]
 
 
-def read_rows(path: Path, assistant: AssistantConfig, *, version: int | None = None) -> Iterator[InvokeJob | BadRow]:
+def read_rows(
+    path: Path, assistant: AssistantConfig, *, version: int | None = None, unique_ids: bool = False
+) -> Iterator[WrittenJob | BadRow]:
     """Give the job or the fault of each row in the order of the file, reading no further than asked.
 
-    Jobs have no id yet: it follows from the batch and the row. Raises InputError, at the
+    Jobs have no id yet: it follows from the batch and the row. With `unique_ids` the caller
+    knows that no `custom_id` stands twice, and none is looked for. Raises InputError, at the
     first row or when it is met, for what is wrong with the file as a whole.
     """
     file = str(path)
@@ -68,7 +73,8 @@ def read_rows(path: Path, assistant: AssistantConfig, *, version: int | None = N
         records = reader(Lines(stream, file=file), file=file)
         if isinstance(records, CsvRows):
             _check_header(records, assistant, needs, file=file)
-        jobs = RowJobs(assistant, needs=needs, version=version, file=file)
+        seen_ids = None if unique_ids else SeenIds()
+        jobs = RowJobs(assistant, needs=needs, version=version, file=file, seen_ids=seen_ids)
         row = -1
         for row, record in enumerate(records):
             yield jobs.make(record, row=row)

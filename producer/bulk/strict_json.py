@@ -6,6 +6,11 @@ import json
 import math
 from typing import Any, NoReturn
 
+from pydantic_core import from_json
+
+# The workers' parser takes 200 levels, of which a record needs some round a row's values.
+_NESTING_MAX = 190
+
 
 class JsonFaultError(ValueError):
     """A text that is no JSON; the message says what and where."""
@@ -15,10 +20,12 @@ def parse(text: str) -> Any:
     """Return the value of a JSON text.
 
     Raises JsonFaultError, also for NaN and Infinity, numbers beyond a double or of
-    thousands of digits, half surrogate pairs and nesting beyond Python's limit.
+    thousands of digits, half surrogate pairs and nesting that the workers could not read.
     """
     try:
         value = _DECODER.decode(text)
+        if text.count("[") + text.count("{") > _NESTING_MAX:
+            _refuse_nesting(text)
         if "\\ud" in text or "\\uD" in text:  # an escaped surrogate, of which a half may be missing
             json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as exc:
@@ -55,6 +62,15 @@ def _finite(text: str) -> float:
     if math.isinf(number):
         raise ValueError(f"the number {text} is too large")
     return number
+
+
+def _refuse_nesting(text: str) -> None:
+    """Raise RecursionError if the text, which is JSON, is nested more than _NESTING_MAX levels deep."""
+    round_it = 200 - _NESTING_MAX
+    try:
+        from_json("[" * round_it + text + "]" * round_it)
+    except ValueError as exc:
+        raise RecursionError from exc
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -48,6 +48,18 @@ def queue(settings: Settings) -> Iterator[Producer | None]:
             producer.close()
 
 
+@contextmanager
+def running_queue(settings: Settings) -> Iterator[Producer]:
+    """Yield the queue; AssistqError where there is none."""
+    with queue(settings) as producer:
+        if producer is None:
+            raise AssistqError(
+                f"there is no queue: ASSISTQ_REDIS_URL is not set and nothing was ever enqueued under the data "
+                f"directory {settings.data_dir}; set ASSISTQ_REDIS_URL or ASSISTQ_DATA_DIR"
+            )
+        yield producer
+
+
 def _unreachable(settings: Settings, exc: Exception) -> AssistqError:
     why = " ".join(str(getattr(exc, "orig", None) or exc).split())
     place = "ASSISTQ_DATABASE_URL" if settings.database_url else f"the data directory {settings.data_dir}"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 from rich.console import Console
@@ -26,8 +26,12 @@ _PIPE_WIDTH = 160
 out = Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
 err = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
+Row = TypeVar("Row")
+
 RESULTS_SHOWN = 50
 _PLAIN_PROGRESS_EVERY_S = 5.0
+# Looking at the clock for each row would take as long as reading it.
+_ROWS_A_LOOK = 500
 _OUTPUT_MAX_CHARS = 60
 
 
@@ -53,6 +57,30 @@ def listing(*columns: str) -> Table:
 def print_json(value: Any) -> None:
     """Print one JSON document for scripts."""
     click.echo(json.dumps(value, ensure_ascii=False, indent=2, default=_jsonable))
+
+
+def counted(rows: Iterable[Row], *, total: int, what: str) -> Iterator[Row]:
+    """Give the rows on and show how many were taken: a bar on a terminal that goes, else a line every few seconds."""
+    told_s = time.monotonic()
+    progress = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=err,
+        transient=True,
+        disable=not err.is_terminal,
+    )
+    with progress:
+        task = progress.add_task(what, total=total)
+        for count, row in enumerate(rows):
+            if count % _ROWS_A_LOOK == 0:
+                progress.update(task, completed=count)
+                if not err.is_terminal and time.monotonic() - told_s >= _PLAIN_PROGRESS_EVERY_S:
+                    told_s = time.monotonic()
+                    say(f"{what}: {count}/{total} rows")
+            yield row
 
 
 class BatchProgress:
@@ -129,7 +157,7 @@ def batches_table(batches: Iterable[BatchStatus]) -> Table:
     for status in batches:
         table.add_row(
             status.batch_id,
-            status.state.value,
+            _state(status),
             f"{status.finished}/{_total(status)}",
             str(status.counts.get(Status.SUCCEEDED, 0)),
             _local(status.created_ms).strftime("%m-%d %H:%M"),
@@ -146,7 +174,7 @@ def batch_lines(status: BatchStatus) -> Table:
         "workspace": status.workspace,
         "file": status.label,
         "submitted": _local(status.created_ms).strftime("%Y-%m-%d %H:%M:%S"),
-        "state": status.state.value,
+        "state": _state(status),
         "done": f"{status.finished}/{_total(status)}{': ' if counts else ''}{counts}",
         "requests": str(status.requests),
         "tokens": f"{status.prompt_tokens} prompt + {status.completion_tokens} completion",
@@ -157,6 +185,10 @@ def batch_lines(status: BatchStatus) -> Table:
         if value:
             table.add_row(name, shown(value))
     return table
+
+
+def _state(status: BatchStatus) -> str:
+    return "paused" if status.paused else "cancelling" if status.cancelling else status.state.value
 
 
 def _total(status: BatchStatus) -> str:

@@ -16,7 +16,7 @@ import click
 from producer.assistants import Assistants
 from producer.bulk.results import ResultsFormat, write_results
 from producer.cli import access
-from producer.cli.console import BatchProgress, batch_json, out, print_json, results_table, say
+from producer.cli.console import BatchProgress, batch_json, counted, out, print_json, results_table, say
 from producer.cli.main import Terminated
 from producer.cli.source import Source, read
 from producer.client import BatchHandle, Producer
@@ -27,6 +27,7 @@ from schemas.assistant import AssistantConfig, ProviderKind
 from schemas.batch import BatchStatus
 from schemas.errors import AssistqError, InputError, ProducerError
 from schemas.lane import Lane, LaneFault, provider_name
+from schemas.lane_config import LaneConfig
 from schemas.outcome import Code, Status
 from schemas.settings import Settings
 from schemas.webhook import DeliveryState, checked_url
@@ -84,6 +85,8 @@ def run(
     """
     began_s = time.monotonic()
     settings = Settings.from_env()
+    # Here, a wrong file is one error before anything starts; the workers read it for themselves.
+    LaneConfig.load(settings)
     out_path = _results_path(file, out_path)
     if webhook is not None:
         checked_url(webhook)
@@ -177,7 +180,8 @@ def _submit_and_watch(
     if before is not None:
         say(f"going on with batch {batch_id}: {before.finished} of {source.checked.rows} rows are done")
     if before is None or before.total is None:
-        batch = producer.enqueue_many(source.jobs(), batch_id=batch_id, webhook=webhook, label=source.path.name)
+        jobs = counted(source.jobs(), total=source.checked.rows, what="enqueuing")
+        batch = producer.enqueue_many(jobs, batch_id=batch_id, webhook=webhook, label=source.path.name)
     else:
         batch = producer.batch(batch_id)
         if webhook is not None:
@@ -191,7 +195,7 @@ def _submit_and_watch(
 def _watch(
     producer: Producer, batch: BatchHandle, system: System, source: Source, lane: Lane, *, already: int
 ) -> BatchStatus | Wall:
-    at_work = f"{system.processes} processes x {system.threads} threads"
+    at_work = f"{system.processes} processes x {system.in_flight} calls in flight"
     say(f"batch {batch.id}: {source.checked.rows} rows, {at_work}, model {lane.model}")
     last: BatchStatus | None = None
     with BatchProgress(rows=source.checked.rows, already=already) as progress:

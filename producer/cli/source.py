@@ -14,6 +14,7 @@ from producer.bulk import assistant_file, rows
 from producer.bulk.rows import BadRow, Checked
 from producer.cli.console import say
 from producer.client import RejectedRow
+from producer.written_job import WrittenJob
 from schemas.assistant import AssistantConfig
 from schemas.errors import InputError
 from schemas.job import InvokeJob
@@ -42,11 +43,12 @@ class Source:
     def jobs_only(self) -> Iterator[InvokeJob]:
         """Yield each row's job, whether it can run or not."""
         for entry in rows.read_rows(self.path, self.config, version=self.version):
-            yield entry.job if isinstance(entry, BadRow) else entry
+            yield entry.job
 
-    def jobs(self) -> Iterator[InvokeJob | RejectedRow]:
+    def jobs(self) -> Iterator[WrittenJob | RejectedRow]:
         """Yield the rows as jobs, in order; a bad one as the record that stands in for it."""
-        for entry in rows.read_rows(self.path, self.config, version=self.version):
+        good = self.checked.bad_total == 0
+        for entry in rows.read_rows(self.path, self.config, version=self.version, unique_ids=good):
             yield RejectedRow(job=entry.job, rejection=entry.rejection) if isinstance(entry, BadRow) else entry
 
 

@@ -9,7 +9,7 @@ import click
 from producer.assistants import Assistants
 from producer.cli import access
 from producer.cli.batches import tell_no_workers
-from producer.cli.console import batch_json, print_json, say
+from producer.cli.console import batch_json, counted, print_json, say
 from producer.cli.source import Source, read
 from producer.client import Producer
 from producer.embedded import valkey
@@ -53,9 +53,8 @@ def _enqueued(settings: Settings, source: Source, *, webhook: str | None) -> Bat
     with valkey.attached(settings) as redis_url:
         producer = Producer.from_settings(settings, redis_url=redis_url)
         try:
-            batch = producer.enqueue_many(
-                source.jobs(), batch_id=source.batch_id, webhook=webhook, label=source.path.name
-            )
+            jobs = counted(source.jobs(), total=source.checked.rows, what="enqueuing")
+            batch = producer.enqueue_many(jobs, batch_id=source.batch_id, webhook=webhook, label=source.path.name)
             tell_no_workers(producer)
             status = batch.status()
         finally:

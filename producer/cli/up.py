@@ -12,6 +12,7 @@ from producer.cli.console import err, say
 from producer.embedded import procfile
 from producer.embedded.supervisor import prefixed_output
 from producer.embedded.system import running
+from schemas.lane_config import LaneConfig
 from schemas.settings import Settings
 
 _LOOK_EVERY_S = 1.0
@@ -26,6 +27,7 @@ def up() -> None:
     ASSISTQ_PROVIDER_BASE_URL are set.
     """
     settings = Settings.from_env()
+    lanes = LaneConfig.load(settings)
     found = procfile.find(Path.cwd())
     with access.database(settings):
         pass  # an unreachable database is one clear error here, not one in each process
@@ -38,13 +40,15 @@ def up() -> None:
         needs_model=not settings.provider_configured or settings.provider_base_url is not None,
     ) as system:
         say(f"up: {', '.join(found.commands)} (Procfile: {found.source})")
-        say(f"  workers   {system.processes} processes x {system.threads} threads")
+        say(f"  workers   {system.processes} processes, {system.in_flight} calls in flight each")
         # Configured URLs may hold passwords.
         database = "configured by ASSISTQ_DATABASE_URL" if settings.database_url else settings.effective_database_url
         say(f"  queue     {'configured by ASSISTQ_REDIS_URL' if settings.redis_url else system.redis_url}")
         say(f"  database  {database}")
         provider = system.endpoint.base_url or "services that host assistants"
         say(f"  provider  {provider}, model {system.endpoint.model or 'as each assistant says'}")
+        limits = f"{settings.rpm:,} requests and {settings.tpm:,} tokens a minute for each lane"
+        say(f"  limits    {limits}" + (f", unless {lanes.file} says otherwise" if lanes.file else ""))
         say(f"  metrics   http://127.0.0.1:{settings.metrics_port}/metrics")
         try:
             while True:

@@ -17,12 +17,15 @@ from schemas.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """The running parts; `failing` is set, with words, when a process type cannot keep alive."""
+    """The running parts; `failing` is set, with words, when a process type cannot keep alive.
+
+    Each of the worker `processes` has up to `in_flight` calls in flight.
+    """
 
     redis_url: str
     endpoint: ProviderEndpoint
     processes: int
-    threads: int
+    in_flight: int
     supervisor: Supervisor
     failing: _Failure
 
@@ -62,11 +65,13 @@ def running(
     are all hosted elsewhere `needs_model` not.
     """
     with served(settings, say=say, needed=needs_model) as endpoint, valkey.attached(settings, say=say) as redis_url:
-        processes, threads = capacity.plan(settings, local=endpoint.local)
+        processes, in_flight = capacity.plan(settings, local=endpoint.local)
         failure = _Failure()
         supervisor = Supervisor(
             commands,
-            env=_environment(settings, redis_url=redis_url, endpoint=endpoint, processes=processes, threads=threads),
+            env=_environment(
+                settings, redis_url=redis_url, endpoint=endpoint, processes=processes, in_flight=in_flight
+            ),
             output=output,
             log_dir=log_dir,
             on_failing=failure.note,
@@ -78,7 +83,7 @@ def running(
                 redis_url=redis_url,
                 endpoint=endpoint,
                 processes=processes,
-                threads=threads,
+                in_flight=in_flight,
                 supervisor=supervisor,
                 failing=failure,
             )
@@ -87,14 +92,14 @@ def running(
 
 
 def _environment(
-    settings: Settings, *, redis_url: str, endpoint: ProviderEndpoint, processes: int, threads: int
+    settings: Settings, *, redis_url: str, endpoint: ProviderEndpoint, processes: int, in_flight: int
 ) -> dict[str, str]:
     environment = {
         "ASSISTQ_REDIS_URL": redis_url,
         "ASSISTQ_DATABASE_URL": settings.effective_database_url,
         "ASSISTQ_DATA_DIR": str(settings.data_dir),
         "ASSISTQ_PROCESSES": str(processes),
-        "ASSISTQ_THREADS": str(threads),
+        "ASSISTQ_THREADS": str(in_flight),
     }
     if endpoint.base_url is not None:
         environment["ASSISTQ_PROVIDER_BASE_URL"] = endpoint.base_url

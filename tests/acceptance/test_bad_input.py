@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.command_line import Ended, Installation
+from tests.command_line import Ended, Installation, Running
 from tests.loopback_provider import LoopbackProvider
 
 HEADER = "custom_id,review,metadata\n"
@@ -209,3 +210,32 @@ def test_a_data_directory_that_cannot_be_made_is_one_line(shell: Installation) -
     blocked = shell.file("blocked", "a file")
     ended = shell.run("status", env={"ASSISTQ_DATA_DIR": str(blocked / "data")})
     ended.refused(str(blocked))
+
+
+@pytest.mark.parametrize("name", [None, "limits.yaml"], ids=["found", "named"])
+def test_a_wrong_lanes_file_is_one_line_and_nothing_is_started(
+    shell: Installation, provider: LoopbackProvider, name: str | None
+) -> None:
+    file = shell.file(name or "assistq.lanes.yaml", "lanes:\n  - {model: m1, rpm: 3}\n  - {model: m2, rpm: 0}\n")
+    env = {"ASSISTQ_LANES": name} if name else {}
+    worker = [sys.executable, "-m", "worker"]
+    for ended in (
+        shell.run("up", env=env),
+        shell.run("run", shell.reviews(2), "--assistant", shell.sentiment(), env=env),
+        Running(worker, env={**shell.env, **env}, cwd=shell.directory).ended(),
+    ):
+        assert ended.code == 1
+        assert ended.out == ""
+        (line,) = ended.err.splitlines()
+        wrong = "'lanes[1].rpm' should be greater than or equal to 1, not 0; set 'lanes[1].rpm' to such a value"
+        assert line.endswith(f"{file}:3: {wrong}")
+    assert not (shell.data_dir / "valkey").exists()
+    assert provider.count == 0
+
+
+def test_a_lanes_file_that_is_right_stops_nobody(shell: Installation, provider: LoopbackProvider) -> None:
+    shell.file(
+        "assistq.lanes.yaml", "lanes:\n  - {model: 'm*', rpm: 60000, tpm: 1000000}\nworkspaces: {demo: {weight: 2}}\n"
+    )
+    ended = shell.run("run", shell.reviews(2), "--assistant", shell.sentiment())
+    assert ended.code == 0, ended.err

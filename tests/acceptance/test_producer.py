@@ -61,6 +61,32 @@ print(tracemalloc.get_traced_memory()[1])
 """
 
 
+# Prints what the command prints, and then the largest size that the process had, as Linux counts it.
+COMMAND = """
+import atexit
+from pathlib import Path
+from producer.cli.main import main
+
+def peak():
+    print(next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:")))
+
+atexit.register(peak)
+main()
+"""
+
+
+def submitted(shell: Installation, *arguments: str, redis_url: str) -> tuple[str, int]:
+    """Run a command that prints a batch id, and return that and the peak of its memory, in bytes."""
+    env = {**shell.env, "ASSISTQ_REDIS_URL": redis_url, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", COMMAND, *arguments]
+    done = subprocess.run(
+        command, env=env, cwd=shell.directory, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    batch_id, peak = done.stdout.splitlines()
+    return batch_id, int(peak.split()[1]) * 1024
+
+
 def application(code: str, *arguments: str, redis_url: str, directory: Path) -> Any:
     """Run application code in a process that has no other setting, and return what it prints."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("ASSISTQ_")}
@@ -105,14 +131,28 @@ def test_the_example_works_while_up_runs_on_the_same_urls_and_nothing_is_embedde
     shell.nothing_left()
 
 
-def test_enqueue_many_sends_chunks_and_holds_no_more_than_one(valkey_url: str, tmp_path: Path) -> None:
+def test_enqueue_many_sends_chunks_and_holds_only_a_few_of_them(valkey_url: str, tmp_path: Path) -> None:
+    count = 50_000
+    with redis.Redis.from_url(valkey_url, decode_responses=True) as client:
+        client.config_resetstat()
+        peak_bytes = application(ENQUEUE, str(count), redis_url=valkey_url, directory=tmp_path)
+        assert client.hget(f"aq:batch:batch-{count}", "total") == str(count)
+        calls = client.info("commandstats")["cmdstat_evalsha"]["calls"]
+    # 500 jobs a call; and for 600 jobs before, and the two seals
+    assert calls <= count / 500 + 2 + 2 + 2
+    # at most 9 chunks of jobs that take some 600 bytes each; the texts of all of them would be 10 MB
+    assert peak_bytes < 4_000_000
+
+
+def test_a_file_of_any_length_is_submitted_in_the_same_memory(
+    shell: Installation, valkey_url: str, tmp_path: Path
+) -> None:
     peaks = {}
     with redis.Redis.from_url(valkey_url, decode_responses=True) as client:
-        for count in (2_000, 20_000):
-            client.config_resetstat()
-            peaks[count] = application(ENQUEUE, str(count), redis_url=valkey_url, directory=tmp_path)
-            assert client.hget(f"aq:batch:batch-{count}", "total") == str(count)
-            calls = client.info("commandstats")["cmdstat_evalsha"]["calls"]
-            # 500 jobs a call; and for 600 jobs before, and the two seals
-            assert calls <= count / 500 + 2 + 2 + 2
-    assert peaks[20_000] < 1.2 * peaks[2_000]
+        for count in (10_000, 100_000):
+            arguments = ("submit", str(shell.reviews(count)), "--assistant", str(shell.sentiment()))
+            batch_id, peaks[count] = submitted(shell, *arguments, redis_url=valkey_url)
+            assert client.hget(f"aq:batch:{batch_id}", "total") == str(count)
+            client.flushall()
+    # 100 bytes kept of each row would be 9 MB
+    assert peaks[100_000] - peaks[10_000] < 6_000_000

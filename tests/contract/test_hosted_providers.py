@@ -18,6 +18,7 @@ import pytest
 
 from schemas.chat import ImagePart, ImageUrl, Message, TextPart, ToolCall
 from schemas.output import OutputSpec
+from schemas.quota_told import QuotaTold
 from schemas.tool import NamedFunction, NamedToolChoice
 from tests.loopback_hosted import AGENT_BASE, AGENT_MODEL, KEY, PASSAGE, THREAD_HEADER, Fault, LoopbackHosted
 from worker.providers.agent_endpoint import AgentEndpoint
@@ -364,6 +365,29 @@ def test_a_wait_that_a_service_asks_for_is_read_within_reason(
 
     assert isinstance(error, RateLimited)
     assert error.retry_after_s == expected_s
+
+
+@cases(ALL)
+def test_what_a_service_tells_of_its_limits_comes_with_the_reply(case: Case, server: LoopbackHosted) -> None:
+    server.headers = {"x-ratelimit-limit-requests": "50", "x-ratelimit-reset-tokens": "6m0s"}
+
+    assert ask(case, server, request_for(case, user("hello"))).told == QuotaTold(
+        limit_requests=50, reset_tokens_s=360.0
+    )
+
+
+@cases(ALL)
+def test_a_service_that_tells_nothing_of_its_limits_is_taken_at_that(case: Case, server: LoopbackHosted) -> None:
+    assert ask(case, server, request_for(case, user("hello"))).told is None
+
+
+@cases(ALL)
+def test_what_a_service_tells_of_its_limits_comes_with_its_refusal_too(case: Case, server: LoopbackHosted) -> None:
+    server.fail(Fault(status=429, body={"message": "slow down"}, headers={"X-RateLimit-Remaining-Requests": "0"}))
+
+    error = failure(case, server, request_for(case, user("hello")))
+
+    assert error.told == QuotaTold(remaining_requests=0)
 
 
 def test_a_wait_until_a_moment_is_counted_from_now(server: LoopbackHosted) -> None:

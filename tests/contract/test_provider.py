@@ -279,7 +279,7 @@ class TestStatuses:
         assert str(await failed(over_http)) == "HTTP 401: Incorrect API key: [key]"
         assert KEY not in str(await failed(over_http))
 
-    @pytest.mark.parametrize("code", [429, 500, 503])
+    @pytest.mark.parametrize("code", [429, 500, 503, 529])
     @pytest.mark.parametrize(
         ("headers", "asked_s"),
         [

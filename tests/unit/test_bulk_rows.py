@@ -13,11 +13,14 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from producer.bulk import csv_rows
 from producer.bulk.lines import FIELD_MAX_BYTES, ROW_MAX_BYTES
 from producer.bulk.rows import BAD_ROWS_KEPT, BadRow, check, fingerprint, read_rows, refusal
-from schemas import AssistantConfig, InputError, InvokeJob, Message
+from producer.client import _batch_entry
+from producer.written_job import WrittenJob
+from schemas import AssistantConfig, InputError, InvokeJob, JobRecord, Message
 from schemas.outcome import Code
 
 ADDRESS = "demo/reviews/sentiment"
@@ -48,7 +51,7 @@ def written(tmp_path):
 def jobs_of(path: Path, assistant: AssistantConfig = REVIEWS, **pinned: Any) -> list[InvokeJob]:
     entries = list(read_rows(path, assistant, **pinned))
     assert not [entry for entry in entries if isinstance(entry, BadRow)]
-    return [entry for entry in entries if isinstance(entry, InvokeJob)]
+    return [entry.job for entry in entries]
 
 
 def bad_of(path: Path, assistant: AssistantConfig = REVIEWS) -> list[BadRow]:
@@ -407,8 +410,7 @@ class TestBadRowsOfCsv:
         )
         entries = list(read_rows(path, REVIEWS))
         assert [isinstance(entry, BadRow) for entry in entries] == [False, True, False]
-        assert isinstance(entries[2], InvokeJob)
-        assert entries[2].variables == {"review": "g", "big": "h", "label": "i"}
+        assert entries[2].job.variables == {"review": "g", "big": "h", "label": "i"}
 
     def test_a_field_is_measured_in_bytes_not_characters(self, written):
         path = written("review,label\n" + "é" * (FIELD_MAX_BYTES // 2 + 1) + ",x\n")
@@ -420,8 +422,8 @@ class TestBadRowsOfCsv:
         assert isinstance(bad, BadRow)
         assert (bad.line, bad.column) == (2, "review")
         assert bad.what == "the field is larger than 1,048,576 bytes"
-        assert isinstance(job, InvokeJob)
-        assert job.custom_id == "r2"
+        assert isinstance(job, WrittenJob)
+        assert job.job.custom_id == "r2"
 
     def test_a_quote_that_is_open_for_megabytes_to_the_end_is_said_to_be_open(self, written):
         path = written('custom_id,review\nr1,"open\n' + "rx,fine\n" * 200_000)
@@ -509,6 +511,16 @@ class TestBadRowsOfJsonl:
         path = written('{"review": "a", "custom_id": "first"}\n' + line + '\n{"review": "b"}\n', name="in.jsonl")
         assert problem_of(path) == problem
         assert len(list(read_rows(path, REVIEWS))) == 3
+
+    @pytest.mark.parametrize(("levels", "taken"), [(185, True), (195, False), (300, False), (100_000, False)])
+    def test_a_value_that_is_nested_too_deeply_for_the_workers_to_read_is_refused(self, written, levels, taken):
+        path = written('{"review": ' + "[" * levels + "]" * levels + "}\n", name="in.jsonl")
+        if taken:
+            (entry,) = read_rows(path, REVIEWS)
+            assert isinstance(entry, WrittenJob)
+            assert JobRecord.model_validate_json(_batch_entry(entry, batch_id="b", row=0).record).job == entry.job
+        else:
+            assert "not valid JSON: nested too deeply" in problem_of(path)
 
     def test_a_whole_surrogate_pair_is_taken(self, written):
         (job,) = jobs_of(written('{"review": "\\ud83d\\ude00"}', name="in.jsonl"))
@@ -649,6 +661,57 @@ def test_any_json_value_of_a_line_reads_back_as_the_same_variable(tmp_path, valu
     lines = (json.dumps({"review": value}, ensure_ascii=ascii_only) + "\n" for value in values)
     path.write_text("".join(lines), encoding="utf-8")
     assert [job.variables["review"] for job in jobs_of(path)] == values
+
+
+NAMES = st.none() | st.sampled_from(["", "t1", "a:b@c.d_e-f", "t 1", "é", "t\n", "x" * 200, "x" * 201]) | TEXT
+METADATA = st.dictionaries(
+    TEXT, st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT
+)
+
+
+@given(
+    row=st.fixed_dictionaries(
+        {},
+        optional={
+            "review": JSON,
+            "custom_id": NAMES | st.integers(),
+            "thread_id": NAMES,
+            "message": NAMES,
+            "metadata": METADATA,
+            "label": JSON,
+            '"quoted" \\ ключ\u2028': JSON,
+        },
+    ),
+    version=st.none() | st.integers(min_value=1, max_value=10),
+    environment=st.sampled_from(["production", "staging"]),
+    number=st.integers(min_value=0, max_value=2**40),
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_a_row_is_taken_and_written_exactly_as_a_job_of_the_same_fields_is(tmp_path, row, version, environment, number):
+    path = tmp_path / "in.jsonl"
+    path.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    assistant = assistant_of("{{ review }}", environment=environment, strict_variables=False)
+    (entry,) = read_rows(path, assistant, version=version)
+    custom_id = row.pop("custom_id", None)
+    fields = {
+        "custom_id": None if custom_id in {None, ""} else str(custom_id),
+        "thread_id": row.pop("thread_id", None) or None,
+        "messages": [{"role": "user", "content": message}] if (message := row.pop("message", None)) else [],
+        "metadata": row.pop("metadata", {}),
+        "variables": row,
+    }
+    try:
+        job = InvokeJob(assistant=ADDRESS, environment=environment, version=version, **fields)
+    except ValidationError:
+        assert isinstance(entry, BadRow)
+        return
+    assert isinstance(entry, WrittenJob)
+    record = JobRecord(id=f"b-1.{number}", job=job, batch_id="b-1", row=number)
+    as_enqueued = _batch_entry(entry, batch_id="b-1", row=number)
+    assert as_enqueued.record == record.model_dump_json(exclude_defaults=True, by_alias=True).encode()
+    assert as_enqueued[2:] == ("B", job.route, job.workspace, job.thread_id or "", number)
+    assert as_enqueued.id == record.id
+    assert JobRecord.model_validate_json(as_enqueued.record) == record
 
 
 @given(content=st.binary(max_size=200), name=st.sampled_from(["in.csv", "in.jsonl"]))

@@ -124,7 +124,7 @@ class TestRefusals:
     def test_a_turn_that_is_far_away_holds_the_line_and_burns_no_attempt(self) -> None:
         outcome = decide_refusal(Later(wait_s=42), tokens=10)
         assert isinstance(outcome, Snoozed)
-        assert (outcome.delay_s, outcome.code, outcome.hold_line) == (42, Code.LIMITER_WAIT, True)
+        assert (outcome.delay_s, outcome.code, outcome.hold_lane) == (42, Code.LIMITER_WAIT, True)
         assert (outcome.burns_attempt, outcome.fault) == (False, False)
 
 
@@ -143,7 +143,7 @@ class TestWalls:
         self, kind: type[ProviderError], code: Code, delay_s: float, attempt: int
     ) -> None:
         low, high = (decide_error(kind("no"), attempt=attempt, max_attempts=5, uniform=draw) for draw in (least, most))
-        assert low == Snoozed(delay_s=delay_s, code=code, reason="no", hold_line=True, fault=True)
+        assert low == Snoozed(delay_s=delay_s, code=code, reason="no", hold_lane=True, fault=True)
         assert isinstance(high, Snoozed)
         assert high.delay_s == delay_s + JITTER_S
 
@@ -156,7 +156,7 @@ class TestRateLimits:
     ) -> None:
         error = RateLimited("slow down", retry_after_s=asked_s)
         low, high = (decide_error(error, attempt=attempt, max_attempts=5, uniform=draw) for draw in (least, most))
-        assert low == Snoozed(delay_s=waited_s, code=Code.RATE_LIMITED, reason="slow down", hold_line=True)
+        assert low == Snoozed(delay_s=waited_s, code=Code.RATE_LIMITED, reason="slow down", hold_lane=True)
         assert isinstance(high, Snoozed)
         assert high.delay_s == waited_s + JITTER_S
 

@@ -6,7 +6,9 @@ from producer.embedded import capacity
 from schemas.settings import Settings
 
 
-def test_the_local_model_gets_few_threads_however_many_processors_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_local_model_gets_few_calls_at_once_however_many_processors_there_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(capacity, "usable_cpus", lambda: 32)
 
     assert capacity.plan(Settings(), local=True) == (2, 4)
@@ -18,7 +20,7 @@ def test_a_hosted_provider_gets_a_process_for_each_processor_up_to_four(
 ) -> None:
     monkeypatch.setattr(capacity, "usable_cpus", lambda: cpus)
 
-    assert capacity.plan(Settings(), local=False) == (processes, 64)
+    assert capacity.plan(Settings(), local=False) == (processes, 256)
 
 
 @pytest.mark.parametrize("local", [True, False])

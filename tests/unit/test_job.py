@@ -69,15 +69,15 @@ class TestJobs:
         with pytest.raises(ValidationError):
             InvokeJob.model_validate({"assistant": ADDRESS, **fields})
 
-    def test_jobs_of_one_assistant_and_version_share_a_line(self) -> None:
-        lines = [
-            a_job().line,
-            a_job(environment="staging").line,
-            a_job(version=3).line,
-            a_job(version=3, environment="staging").line,
-            a_job(assistant="w/p/a").line,
+    def test_jobs_of_one_assistant_and_version_share_a_route(self) -> None:
+        routes = [
+            a_job().route,
+            a_job(environment="staging").route,
+            a_job(version=3).route,
+            a_job(version=3, environment="staging").route,
+            a_job(assistant="w/p/a").route,
         ]
-        assert lines == [f"{ADDRESS}@production", f"{ADDRESS}@staging", *[f"{ADDRESS}@3"] * 2, "w/p/a@production"]
+        assert routes == [f"{ADDRESS}@production", f"{ADDRESS}@staging", *[f"{ADDRESS}@3"] * 2, "w/p/a@production"]
 
     def test_its_workspace_is_the_first_part_of_the_address(self) -> None:
         assert a_job(assistant="w/p/a").workspace == "w"
@@ -158,12 +158,14 @@ class TestAssistants:
 
 def test_no_two_kinds_of_key_can_meet_whatever_ids_are_chosen() -> None:
     ids = ["a", "rows", "a:rows", "lines", "in", "lines:in", "x:y:z"]
-    keys = [names.LINES, names.LINES_IN, names.LEASES, names.SNOOZED, names.WORKERS]
-    keys += [names.BATCHES, names.ENDING, names.FAULTS]
-    for make in (names.job, names.journal, names.result, names.batch, names.batch_rows):
+    keys = [names.ROUTES, names.RING, names.PARKED, names.PAUSED, names.DRAINING, names.WEIGHTS]
+    keys += [names.LEASES, names.SNOOZED, names.WORKERS, names.BATCHES, names.ENDING, names.FAULTS]
+    for make in (names.job, names.journal, names.result, names.batch, names.batch_rows, names.batch_lines):
         keys += [make(each) for each in ids]
     for version in ("a", "rows", "1"):
-        keys += [names.line(f"{ADDRESS}@{version}"), names.hold(f"{ADDRESS}@{version}")]
+        keys += [names.line(f"{mark}|{batch}|{ADDRESS}@{version}") for mark in "IB" for batch in ("", "a")]
     keys += [names.thread(workspace, each) for workspace in ("w", "rows") for each in ids]
-    keys += [names.limit(f"w/p/{each}") for each in ids]
+    keys += [key for each in ids for key in (names.limit(f"w/p/{each}"), names.entering(f"w/p/{each}"))]
+    keys += [names.lane_lines(f"w/p/{each}", mark) for each in ids for mark in "IB"]
+    keys += [names.workspace_lanes("w", "I"), names.workspace_lanes("w", "B")]
     assert len(keys) == len(set(keys))

@@ -21,11 +21,14 @@ import pytest
 import redis
 from prometheus_client import CollectorRegistry
 
+from producer import Producer
+from producer.lanes import Lanes
 from schemas import names
 from schemas.errors import InputError
 from schemas.lane import Lane, LaneFault
 from schemas.outcome import Code
 from schemas.settings import Settings
+from tests.given import a_job
 from worker.events import (
     BatchEnded,
     Event,
@@ -43,7 +46,7 @@ from worker.events import (
     WebhookAttempted,
 )
 from worker.metrics import MAX_LABEL_VALUES, REST, Metrics
-from worker.metrics_server import MAX_LINES_SHOWN, QueueCollector, registry_for
+from worker.metrics_server import MAX_LANES_SHOWN, QueueCollector, registry_for
 
 DEADLINE_S = 20
 LANE = Lane("demo", "openai", "m1")
@@ -175,12 +178,13 @@ def client(valkey_url: str) -> Iterator[redis.Redis]:
         yield client
 
 
-def put(client: redis.Redis, line: str, *, jobs: int, age_s: float) -> None:
+def put(client: redis.Redis, workspace: str, *, jobs: int, age_s: float) -> None:
+    """Let jobs wait in a lane of their own, as if they had been enqueued long ago."""
     seconds, _ = client.time()
-    client.rpush(names.LINES, line)
+    producer = Producer(client)
     for number in range(jobs):
-        id_ = f"{line}-{number}"
-        client.rpush(names.line(line), id_)
+        id_ = f"{workspace}-{number}"
+        producer.enqueue(a_job(id_, assistant=f"{workspace}/p/a"))
         client.hset(names.job(id_), "enqueued_ms", str(int((seconds - age_s + number) * 1000)))
 
 
@@ -191,8 +195,9 @@ def scrape(client: redis.Redis) -> dict[str, float]:
 
 
 def test_the_queue_is_read_from_redis(client: redis.Redis) -> None:
-    put(client, "demo/p/a@production", jobs=3, age_s=100)
-    put(client, "demo/p/b@production", jobs=2, age_s=500)
+    put(client, "a", jobs=3, age_s=100)
+    put(client, "b", jobs=2, age_s=500)
+    Lanes(client).stop("pause", "lane", "c/openai/m1")
     client.zadd(names.LEASES, {"x": 1, "y": 2})
     client.zadd(names.SNOOZED, {"z": 1})
     fault = LaneFault(workspace="demo", code=Code.KEY_REFUSED, reason="401", since_ms=1, count=2)
@@ -202,27 +207,28 @@ def test_the_queue_is_read_from_redis(client: redis.Redis) -> None:
     assert samples['assistq_queue_jobs{state="waiting"}'] == 5
     assert samples['assistq_queue_jobs{state="running"}'] == 2
     assert samples['assistq_queue_jobs{state="snoozed"}'] == 1
-    assert samples["assistq_queue_lines"] == 2
-    assert samples['assistq_queue_line_jobs{line="demo/p/a@production"}'] == 3
+    assert samples["assistq_queue_lanes"] == 3
+    assert samples['assistq_lane_waiting_jobs{lane="?a/p/a@production",priority="interactive"}'] == 3
+    assert samples['assistq_lane_paused{lane="c/openai/m1"}'] == 1
     assert samples['assistq_lane_faulted{code="key_refused",lane="demo/openai/m1"}'] == 1
     assert samples['assistq_lane_faulted{code="unreadable",lane="demo/openai/m2"}'] == 1
-    assert 499 <= samples["assistq_queue_oldest_seconds"] <= 500 + DEADLINE_S
+    assert 499 <= samples['assistq_lane_oldest_seconds{lane="?b/p/a@production"}'] <= 500 + DEADLINE_S
 
 
 def test_an_empty_queue_is_zeros(client: redis.Redis) -> None:
     samples = scrape(client)
-    assert samples["assistq_queue_oldest_seconds"] == 0
+    assert samples["assistq_queue_lanes"] == 0
     assert samples['assistq_queue_jobs{state="waiting"}'] == 0
 
 
-def test_only_the_longest_lines_are_shown_and_all_are_counted(client: redis.Redis) -> None:
-    for number in range(MAX_LINES_SHOWN + 5):
-        put(client, f"line{number}", jobs=2 if number == 77 else 1, age_s=1)
+def test_only_the_longest_lanes_are_shown_and_all_are_counted(client: redis.Redis) -> None:
+    for number in range(MAX_LANES_SHOWN + 5):
+        put(client, f"w{number}", jobs=2 if number == 77 else 1, age_s=1)
     samples = scrape(client)
-    shown = {name: value for name, value in samples.items() if name.startswith("assistq_queue_line_jobs")}
-    assert len(shown) == MAX_LINES_SHOWN
-    assert shown['assistq_queue_line_jobs{line="line77"}'] == 2
-    assert samples['assistq_queue_jobs{state="waiting"}'] == MAX_LINES_SHOWN + 6
+    shown = {name: value for name, value in samples.items() if name.startswith("assistq_lane_waiting_jobs")}
+    assert len(shown) == 2 * MAX_LANES_SHOWN
+    assert shown['assistq_lane_waiting_jobs{lane="?w77/p/a@production",priority="interactive"}'] == 2
+    assert samples['assistq_queue_jobs{state="waiting"}'] == MAX_LANES_SHOWN + 6
 
 
 def test_a_redis_that_answers_nothing_does_not_hold_a_scrape_for_long(directory: Path, monkeypatch) -> None:
@@ -306,7 +312,7 @@ def get(address: str, path: str) -> tuple[int, str]:
 def test_the_server_shows_the_sums_and_the_queue_on_a_port_that_it_tells(
     directory: Path, client: redis.Redis, valkey_url: str
 ) -> None:
-    put(client, "demo/p/a@production", jobs=3, age_s=100)
+    put(client, "demo", jobs=3, age_s=100)
     emit_from_processes(directory, 2, 1)
     with served(directory, ASSISTQ_METRICS_PORT="0", ASSISTQ_REDIS_URL=valkey_url) as server:
         line = json.loads(server.line_with("metrics_served"))

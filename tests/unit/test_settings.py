@@ -8,6 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from schemas import InputError, Settings
+from schemas.lane_limits import LaneLimits
 
 
 def read(monkeypatch: pytest.MonkeyPatch, **variables: str) -> Settings:
@@ -38,6 +39,11 @@ def test_nothing_set_is_a_whole_configuration(monkeypatch: pytest.MonkeyPatch, t
         ("BURST_S", "61"),
         ("BURST_S", "nan"),
         ("SHAPE", "round"),
+        ("MAX_CONCURRENCY", "0"),
+        ("MAX_CONCURRENCY", "all"),
+        ("HEADROOM", "1"),
+        ("HEADROOM", "-0.1"),
+        ("HEADROOM", "nan"),
         ("PROCESSES", "0"),
         ("PROCESSES", "1000"),
         ("THREADS", "0"),
@@ -126,6 +132,26 @@ def test_a_refused_secret_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError) as caught:
         read(monkeypatch, PROVIDER_API_KEY="sk-CANARY two")
     assert "CANARY" not in str(caught.value)
+
+
+def test_the_limits_of_lanes_are_what_was_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Settings.from_env().lane_limits == LaneLimits()
+    settings = read(
+        monkeypatch, RPM="3000", TPM="360000", BURST_S="2", SHAPE="bucket", MAX_CONCURRENCY="64", HEADROOM="0.05"
+    )
+    assert settings.lane_limits == LaneLimits(
+        rpm=3000, tpm=360_000, burst_s=2, shape="bucket", max_concurrency=64, headroom=0.05
+    )
+
+
+@pytest.mark.parametrize("shape", ["smooth", "bucket", "window"])
+def test_a_shape_is_one_of_three(monkeypatch: pytest.MonkeyPatch, shape: str) -> None:
+    assert read(monkeypatch, SHAPE=shape).shape == shape
+
+
+def test_the_file_of_lanes_is_meant_from_where_one_stands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert read(monkeypatch, LANES="conf/lanes.yaml").lanes == tmp_path / "conf" / "lanes.yaml"
 
 
 def test_they_do_not_change(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,24 +8,22 @@ from typing import Any, cast
 import pytest
 
 from worker.admission.admission import Admission
+from worker.admission.releases import Released
 from worker.clock import Clock, end
 from worker.events import Events
 
 DEADLINE_S = 5.0
 
 
-class IdleQueue:
-    """A queue without jobs, which tells when it was looked at."""
+class IdleReleases:
+    """Releases nothing, and tells when it was asked."""
 
     def __init__(self) -> None:
         self.looked = asyncio.Event()
 
-    async def release(self, limit: int) -> list[Any]:
+    async def release(self, limit: int) -> Released:
         self.looked.set()
-        return []
-
-    async def heartbeat(self, process: str, *, capacity: int, ttl_s: float) -> None:
-        return None
+        return Released(hints=[], look_again_s=None)
 
 
 async def send_nothing(hints: list[Any]) -> None:
@@ -45,18 +43,19 @@ async def asleep() -> None:
 
 def test_admission_ends_when_it_is_cancelled_in_the_moment_of_a_wake_up() -> None:
     async def scenario() -> None:
-        queue = IdleQueue()
+        releases = IdleReleases()
         admission = Admission(
             process="p",
             capacity=1,
-            queue=cast("Any", queue),
+            queue=cast("Any", None),
+            releases=cast("Any", releases),
             redis=cast("Any", None),
             send=send_nothing,
             events=Events(),
         )
         task = asyncio.create_task(admission.release_forever())
         async with asyncio.timeout(DEADLINE_S):
-            await queue.looked.wait()
+            await releases.looked.wait()
         await asleep()
         admission.wake()
         task.cancel()

@@ -12,12 +12,15 @@ from contextlib import suppress
 from redis.asyncio import Redis
 
 from schemas import names
+from worker.admission.releases import Releases
 from worker.errors import RedisAway, redis_away
 from worker.events import Events, ServiceFault
 from worker.queue.queue import Hint, JobQueue
 
 # A wake-up may be lost (Redis restarts, a hold expires without a word): look this often anyway.
 LOOK_EVERY_S = 0.25
+# Many ends and lanes' openings within so short a time are one reason to look.
+LOOK_AT_MOST_EVERY_S = 0.005
 RELEASE_AT_ONCE = 256
 HEARTBEAT_EVERY_S = 2.0
 HEARTBEAT_TTL_S = 8.0
@@ -32,12 +35,21 @@ class Admission:
     """The release loop of one process, its heartbeat, and its ear for producers."""
 
     def __init__(
-        self, *, process: str, capacity: int, queue: JobQueue, redis: Redis, send: SendHints, events: Events
+        self,
+        *,
+        process: str,
+        capacity: int,
+        queue: JobQueue,
+        releases: Releases,
+        redis: Redis,
+        send: SendHints,
+        events: Events,
     ) -> None:
         """Release for a process that can run `capacity` jobs at once; `send` hands hints to Dramatiq."""
         self._process = process
         self._capacity = capacity
         self._queue = queue
+        self._releases = releases
         self._redis = redis
         self._send = send
         self._events = events
@@ -51,22 +63,29 @@ class Admission:
         """Release, wait for a wake-up, and so on until cancelled."""
         while True:
             self._wake.clear()
+            wait_s = LOOK_EVERY_S
             try:
-                await self._release()
+                wait_s = await self._release()
             except Exception as exc:  # noqa: BLE001 - a loop that ended in silence would stop this process's work
                 part = "redis" if isinstance(exc, RedisAway) else "admission"
                 self._events.emit(ServiceFault(part=part, error=f"nothing was released: {type(exc).__name__}: {exc}"))
                 await asyncio.sleep(_RETRY_S)
+            if wait_s > 0:
+                await asyncio.sleep(min(wait_s, LOOK_AT_MOST_EVERY_S))
             # Not wait_for: Python 3.11's swallows a cancellation that meets the wake-up.
             with suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_EVERY_S):
+                async with asyncio.timeout(wait_s):
                     await self._wake.wait()
 
-    async def _release(self) -> None:
-        hints = await self._queue.release(RELEASE_AT_ONCE)
-        if hints:
+    async def _release(self) -> float:
+        """Release what may go, and return how long to wait before the next look."""
+        released = await self._releases.release(RELEASE_AT_ONCE)
+        if released.hints:
             # A crash before the hints are sent costs the jobs their claim time, no more.
-            await self._send(hints)
+            await self._send(released.hints)
+        if len(released.hints) == RELEASE_AT_ONCE:
+            return 0
+        return LOOK_EVERY_S if released.look_again_s is None else min(LOOK_EVERY_S, released.look_again_s)
 
     async def beat_forever(self) -> None:
         """Tell the capacity of this process, until cancelled."""

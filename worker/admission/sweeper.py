@@ -27,13 +27,15 @@ class Sweeper:
         *,
         queue: JobQueue,
         store: Store,
+        free_lost_calls: Callable[[], Awaitable[int]],
         send_due_webhooks: SendDueWebhooks,
         wake: Callable[[], None],
         events: Events,
     ) -> None:
-        """Take the parts; `wake` tells admission that jobs went back to their lines."""
+        """Take the parts; `free_lost_calls` ends what dead workers reserved, `wake` tells admission to look."""
         self._queue = queue
         self._store = store
+        self._free_lost_calls = free_lost_calls
         self._send_due_webhooks = send_due_webhooks
         self._wake = wake
         self._events = events
@@ -55,10 +57,12 @@ class Sweeper:
         swept = await self._queue.sweep()
         if swept.recovered:
             self._events.emit(JobsRecovered(count=swept.recovered))
-        if swept.recovered or swept.due:
+        freed = await self._free_lost_calls()
+        if swept.recovered or swept.due or freed:
             self._wake()
         for batch_id, fields in (await self._queue.ending_batches()).items():
-            await self._end_batch(BatchStatus.from_fields(batch_id, {**fields, "state": BatchState.COMPLETED}))
+            state = BatchState.CANCELLED if "cancelled_ms" in fields else BatchState.COMPLETED
+            await self._end_batch(BatchStatus.from_fields(batch_id, {**fields, "state": state}))
         await self._send_due_webhooks()
 
     async def _end_batch(self, status: BatchStatus) -> None:

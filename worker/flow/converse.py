@@ -9,15 +9,15 @@ from dataclasses import dataclass, replace
 from schemas.assistant import ProviderKind
 from schemas.chat import Message, Usage
 from schemas.lane import Lane
-from schemas.outcome import Code, Failed, Outcome, Snoozed
+from schemas.outcome import Cancelled, Code, Failed, Outcome, Snoozed
 from worker.clock import Clock
 from worker.events import Events, LimiterWaited, ProviderCalled, ToolCalled
 from worker.flow.decide import decide_error, decide_refusal, decide_tools
 from worker.flow.moves import Ask, Rules, RunTools, next_move
 from worker.flow.prepare import Prepared
-from worker.flow.request import request_of
+from worker.flow.request import estimate_key, request_of
 from worker.limits.base import Granted, Limiter, Stopped
-from worker.limits.estimate import call_tokens
+from worker.limits.learned import EstimateKey, Estimates
 from worker.providers.base import ChatRequest, Provider, StructuredOutput
 from worker.providers.errors import ProviderError, StructuredOutputUnsupported, Unreachable
 from worker.queue.queue import Claimed, JobQueue
@@ -26,6 +26,7 @@ from worker.tools.base import Toolbox, Tools, ToolsUnavailable
 
 # A wait that is shorter is not worth telling about.
 _TELL_WAITS_FROM_S = 0.001
+_LET_OUT_TOO_EARLY = Snoozed(delay_s=0, code=Code.LIMITER_WAIT, reason="the job's lane is paused or has no room now")
 _SHUTTING_DOWN = Snoozed(delay_s=0, code=Code.SHUTTING_DOWN, reason="the worker shuts down")
 
 
@@ -35,6 +36,14 @@ class Conversed:
 
     outcome: Outcome
     steps: tuple[AnyStep, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Journaled:
+    """A reply that stands in the journal; `cancelled` says that the job was called off meanwhile."""
+
+    step: ReplyStep
+    cancelled: bool
 
 
 class Conversation:
@@ -47,6 +56,7 @@ class Conversation:
         schema_tools: Provider | None,
         toolbox: Toolbox,
         limiter: Limiter,
+        estimates: Estimates,
         queue: JobQueue,
         clock: Clock,
         events: Events,
@@ -60,6 +70,7 @@ class Conversation:
         self._schema_tools = schema_tools
         self._toolbox = toolbox
         self._limiter = limiter
+        self._estimates = estimates
         self._queue = queue
         self._clock = clock
         self._events = events
@@ -84,21 +95,27 @@ class Conversation:
         config = prepared.config
         rules = Rules(output=prepared.output, max_steps=prepared.max_steps, max_repairs=config.max_repairs)
         lane = Lane(workspace=claimed.record.job.workspace, provider=provider.name, model=prepared.model)
+        if not await self._queue.meets(claimed, lane):
+            return Conversed(outcome=_LET_OUT_TOO_EARLY, steps=claimed.journal)
         steps = claimed.journal
         while True:
             move = next_move(steps, rules, tools)
+            step: AnyStep
             match move:
                 case Ask():
                     bought = await self._buy(claimed, prepared, move, steps, provider=provider, tools=tools, lane=lane)
-                    if not isinstance(bought, ReplyStep):
+                    if not isinstance(bought, _Journaled):
                         return Conversed(outcome=bought, steps=steps)
-                    steps = (*steps, bought)
+                    step, cancelled = bought.step, bought.cancelled
                 case RunTools():
                     if self._clock.stopping:
                         return Conversed(outcome=_SHUTTING_DOWN, steps=steps)
-                    steps = (*steps, await self._run_tools(claimed, move, tools, index=len(steps)))
+                    step, cancelled = await self._run_tools(claimed, move, tools, index=len(steps))
                 case _:
                     return Conversed(outcome=move, steps=steps)
+            steps = (*steps, step)
+            if cancelled and isinstance(next_move(steps, rules, tools), Ask | RunTools):
+                return Conversed(outcome=Cancelled(), steps=steps)
 
     async def _buy(
         self,
@@ -110,8 +127,9 @@ class Conversation:
         provider: Provider,
         tools: Tools,
         lane: Lane,
-    ) -> ReplyStep | Outcome:
+    ) -> _Journaled | Outcome:
         """Buy one completion; a provider without native structured output is asked once more, by instruction."""
+        key = estimate_key(claimed.record, prepared)
         refs = [step.thread_ref for step in steps if isinstance(step, ReplyStep) and step.thread_ref]
         while True:
             structured = self._structured(prepared, lane)
@@ -125,7 +143,7 @@ class Conversation:
                 thread_ref=refs[-1] if refs else prepared.thread_ref,
             )
             bought = await self._call(
-                claimed, request, index=len(steps), kind=prepared.provider, provider=provider, lane=lane
+                claimed, request, index=len(steps), kind=prepared.provider, provider=provider, lane=lane, key=key
             )
             if not isinstance(bought, StructuredOutputUnsupported):
                 return bought
@@ -140,14 +158,18 @@ class Conversation:
         return wanted
 
     async def _call(
-        self, claimed: Claimed, request: ChatRequest, *, index: int, kind: ProviderKind, provider: Provider, lane: Lane
-    ) -> ReplyStep | Outcome | StructuredOutputUnsupported:
-        tokens = call_tokens(
-            request.messages,
-            max_tokens=request.max_tokens,
-            choices=request.n or 1,
-            attached=[request.response_schema, *(tool.parameters for tool in request.tools)],
-        )
+        self,
+        claimed: Claimed,
+        request: ChatRequest,
+        *,
+        index: int,
+        kind: ProviderKind,
+        provider: Provider,
+        lane: Lane,
+        key: EstimateKey,
+    ) -> _Journaled | Outcome | StructuredOutputUnsupported:
+        expected = self._estimates.expect(request, key)
+        tokens = expected.total
         answer = await self._limiter.reserve(lane, tokens=tokens, owner=claimed.id)
         if isinstance(answer, Stopped):
             return _SHUTTING_DOWN
@@ -181,12 +203,15 @@ class Conversation:
             retrieved=reply.retrieved,
         )
         # Before anything else: from here on the reply is ours, whatever becomes of this worker.
-        await self._queue.append(claimed, step, index=index)
+        cancelled = await self._queue.append(claimed, step, index=index)
+        self._estimates.learn(key, expected, reply.usage)
         await self._limiter.settle(lane, answer, used_tokens=step.usage.total_tokens or tokens)
+        if reply.told is not None:
+            await self._limiter.believe(lane, reply.told)
         self._tell(claimed, lane, began_s, outcome="ok", status=200, usage=step.usage)
-        return step
+        return _Journaled(step, cancelled=cancelled)
 
-    async def _run_tools(self, claimed: Claimed, move: RunTools, tools: Tools, *, index: int) -> ToolsStep:
+    async def _run_tools(self, claimed: Claimed, move: RunTools, tools: Tools, *, index: int) -> tuple[ToolsStep, bool]:
         answers = await tools.run(move.calls)
         step = ToolsStep(
             answers=tuple(
@@ -194,7 +219,7 @@ class Conversation:
                 for answer in answers
             )
         )
-        await self._queue.append(claimed, step, index=index)
+        cancelled = await self._queue.append(claimed, step, index=index)
         for answer in answers:
             self._events.emit(
                 ToolCalled(
@@ -205,7 +230,7 @@ class Conversation:
                     duration_s=answer.ended_s - answer.began_s,
                 )
             )
-        return step
+        return step, cancelled
 
     async def _met(
         self, error: ProviderError, claimed: Claimed, lane: Lane, grant: Granted
@@ -223,10 +248,12 @@ class Conversation:
         else:
             # Nobody knows what it used; it is over all the same.
             await self._limiter.settle(lane, grant, used_tokens=grant.tokens, fault_over=False)
+        if error.told is not None:
+            await self._limiter.believe(lane, error.told)
         if isinstance(error, StructuredOutputUnsupported):
             return error
         if isinstance(outcome, Snoozed):
-            if outcome.hold_line:
+            if outcome.hold_lane:
                 # The wall is the lane's: one cool-down for all its lines and workers.
                 await self._limiter.cool_down(lane, delay_s=outcome.delay_s)
             if wall:

@@ -47,7 +47,7 @@ def decide_refusal(answer: Later | TooLarge, *, tokens: int) -> Outcome:
                 "shorten the prompt, lower max_tokens, or raise ASSISTQ_TPM",
             )
         case Later(wait_s=wait_s):
-            return Snoozed(delay_s=wait_s, code=Code.LIMITER_WAIT, reason="the lane's limit is used up", hold_line=True)
+            return Snoozed(delay_s=wait_s, code=Code.LIMITER_WAIT, reason="the lane's limit is used up", hold_lane=True)
 
 
 def decide_error(error: ProviderError, *, attempt: int, max_attempts: int, uniform: Random = random.uniform) -> Outcome:
@@ -66,7 +66,7 @@ def decide_error(error: ProviderError, *, attempt: int, max_attempts: int, unifo
             asked_s = RATE_LIMITED_RETRY_S if error.retry_after_s is None else error.retry_after_s
             delay_s = asked_s + uniform(0, JITTER_S)
             long = asked_s > LONG_WAIT_S
-            return Snoozed(delay_s=delay_s, code=Code.RATE_LIMITED, reason=str(error), hold_line=True, fault=long)
+            return Snoozed(delay_s=delay_s, code=Code.RATE_LIMITED, reason=str(error), hold_lane=True, fault=long)
         case ContentFiltered():
             return Failed(code=Code.CONTENT_FILTER, error=str(error))
         case ContextLengthExceeded():
@@ -114,4 +114,4 @@ def _code_of(error: ServerFault | ReplyLost | ReplyMalformed) -> Code:
 
 
 def _wall(code: Code, error: ProviderError, delay_s: float, uniform: Random) -> Snoozed:
-    return Snoozed(delay_s=delay_s + uniform(0, JITTER_S), code=code, reason=str(error), hold_line=True, fault=True)
+    return Snoozed(delay_s=delay_s + uniform(0, JITTER_S), code=code, reason=str(error), hold_lane=True, fault=True)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+
+from pydantic import BaseModel
+
 from schemas.chat import Message
 from schemas.job import JobRecord
 from schemas.output import OutputSpec
@@ -9,6 +13,7 @@ from schemas.tool import ToolChoice
 from worker.flow.moves import Ask
 from worker.flow.output import instruction, wire_schema
 from worker.flow.prepare import Prepared
+from worker.limits.learned import EstimateKey
 from worker.providers.base import ChatRequest, HostedCall, StructuredOutput
 from worker.tools.base import Tools
 
@@ -46,6 +51,22 @@ def request_of(
         step_id=step_id,
         hosted=None if prepared.provider == "openai" else _hosted(record, prepared, ask, told, thread_ref=thread_ref),
     )
+
+
+def estimate_key(record: JobRecord, prepared: Prepared) -> EstimateKey:
+    """Return which calls this job's are like, as far as their size goes."""
+    job = record.job
+    return EstimateKey(
+        assistant=job.address,
+        version=_digest(job.inline) if job.inline else str(prepared.assistant.version),
+        # An assistant's own form is part of its version.
+        output=_digest(job.output) if job.output else "",
+        model=prepared.model,
+    )
+
+
+def _digest(model: BaseModel) -> str:
+    return hashlib.blake2b(model.model_dump_json().encode(), digest_size=8).hexdigest()
 
 
 def _tool_choice(prepared: Prepared, ask: Ask) -> ToolChoice | None:

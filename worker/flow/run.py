@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 
-from schemas.outcome import Code, Final, Snoozed
+from schemas.outcome import Cancelled, Code, Final, Snoozed
 from schemas.result import JobResult
 from worker.clock import Clock
 from worker.errors import RedisAway
@@ -127,6 +127,8 @@ class Flow:
         kept = next((step.result for step in claimed.journal if isinstance(step, ResultStep)), None)
         if kept is not None:
             return settlement_of(claimed, kept, steps=claimed.journal)
+        if claimed.cancelled:
+            return self._ended(claimed, Cancelled())
         try:
             context = await self._store.context(claimed.record)
         except StoreAway as away:
@@ -180,7 +182,7 @@ class Flow:
     async def _snooze(self, claimed: Claimed, snoozed: Snoozed) -> None:
         self._leases.let_go(claimed)
         await self._queue.snooze(
-            claimed, delay_s=snoozed.delay_s, burns_attempt=snoozed.burns_attempt, hold_line=snoozed.hold_line
+            claimed, delay_s=snoozed.delay_s, burns_attempt=snoozed.burns_attempt, hold_lane=snoozed.hold_lane
         )
         self._events.emit(
             JobSnoozed(

@@ -66,12 +66,12 @@ class Limiter(Protocol):
         """Grant nothing of the lane for this long; of two cool-downs the longer wins."""
         ...
 
-    async def fault(self, lane: Lane, *, code: Code, reason: str) -> None:
-        """Record why the lane stands still, for people to see."""
+    async def believe(self, lane: Lane, told: QuotaTold) -> None:
+        """Take what the provider said of its limits into account."""
         ...
 
-    async def believe(self, lane: Lane, told: QuotaTold) -> None:
-        """Hear what the provider says of its quota; it can tighten what is granted, never loosen."""
+    async def fault(self, lane: Lane, *, code: Code, reason: str) -> None:
+        """Record why the lane stands still, for people to see."""
         ...
 
     async def expire(self) -> int:

@@ -43,13 +43,13 @@ class FakeLimiter:
         """Remember the cool-down."""
         self.told.append(("cool_down", lane, delay_s))
 
+    async def believe(self, lane: Lane, told: QuotaTold) -> None:
+        """Remember what is left of the requests, as far as it was told."""
+        self.told.append(("believe", lane, -1 if told.remaining_requests is None else told.remaining_requests))
+
     async def fault(self, lane: Lane, *, code: Code, reason: str) -> None:  # noqa: ARG002 - the protocol's signature
         """Remember that the lane has a fault."""
         self.told.append((f"fault {code}", lane, 0))
-
-    async def believe(self, lane: Lane, told: QuotaTold) -> None:
-        """Remember what remains of the tokens, as far as that was told."""
-        self.told.append(("believe", lane, told.remaining_tokens or 0))
 
     async def expire(self) -> int:
         """Find nobody dead."""

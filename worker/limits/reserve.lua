@@ -76,6 +76,10 @@ if r then
 end
 
 redis.call('ZREM', 'aq:entering:' .. lane, ARGV[3])
+if redis.call('SISMEMBER', 'aq:paused', lane) == 1 then
+  close(s)
+  return { 2, SLOT_RETRY_US }
+end
 if tokens > s.tpm then
   close(s)
   return { -1, s.tpm }

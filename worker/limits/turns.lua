@@ -221,28 +221,30 @@ local function turn(s, ahead, ahead_tokens, tokens)
 end
 
 -- How many more jobs of the lane's average size get their turn within the horizon, behind those
--- who wait and `entering` more; and if none does, after how many us one would. Writes nothing.
+-- who wait and `entering` more; if none does, after how many us one would; and that average, in
+-- tokens (nil: not known). Writes nothing.
 local function lane_room(lane, now_us, horizon_us, entering)
   local s = read(lane, now_us)
   local until_us = s.now_us + horizon_us
+  local size = max(1, s.avg_tokens)
   if s.cool_until_us > until_us then
-    return 0, s.cool_until_us - until_us
+    return 0, s.cool_until_us - until_us, size
   end
   if not apply_limits(s) then
-    return max(0, UNKNOWN_JOBS - entering), entering < UNKNOWN_JOBS and 0 or 100000
+    return max(0, UNKNOWN_JOBS - entering), entering < UNKNOWN_JOBS and 0 or 100000, nil
   end
+  size = min(size, s.tpm)
   local jobs = math.huge
   if s.most > 0 then
     jobs = s.most - redis.call('HLEN', s.held_key) - entering
     if jobs <= 0 then
-      return 0, SLOT_RETRY_US
+      return 0, SLOT_RETRY_US, size
     end
   end
-  local size = max(1, min(s.avg_tokens, s.tpm))
   local ahead, ahead_tokens = s.waiting + entering, s.waiting_tokens + entering * size
   local next_us = turn(s, ahead, ahead_tokens, size)
   if next_us > until_us then
-    return 0, next_us - until_us
+    return 0, next_us - until_us, size
   end
   local from_us = max(s.now_us, s.cool_until_us)
   local function paced(tat_us, each_us, taken_us)
@@ -255,5 +257,5 @@ local function lane_room(lane, now_us, horizon_us, entering)
     local free, free_tokens = window_room(s, until_us, ahead + jobs, ahead_tokens + jobs * size)
     jobs = min(jobs, free - ahead, floor((free_tokens - ahead_tokens) / size))
   end
-  return max(1, jobs), 0
+  return max(1, jobs), 0, size
 end

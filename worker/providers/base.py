@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol
 
 from schemas.chat import Message, ToolCall, Usage
 from schemas.output import OutputSpec
+from schemas.quota_told import QuotaTold
 from schemas.tool import ToolChoice
 from worker.tools.base import ToolDefinition
 
@@ -76,7 +77,8 @@ class ChatReply:
 
     `alternatives` are the texts of the choices after the first. A hosted assistant may also
     return its thread's name, the messages it exchanged with its own tools (before the
-    answer), the structured `output` it read itself, and passages that it retrieved.
+    answer), the structured `output` it read itself, and passages that it retrieved. `told`
+    is what the answer's headers say of the provider's limits.
     """
 
     content: str
@@ -90,6 +92,7 @@ class ChatReply:
     exchanged: tuple[Message, ...] = ()
     output: Any = None
     retrieved: tuple[dict[str, Any], ...] = field(default=())
+    told: QuotaTold | None = None
 
 
 class Provider(Protocol):

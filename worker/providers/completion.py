@@ -146,6 +146,7 @@ def read_completion(answer: Answer, *, name: str, request: ChatRequest) -> ChatR
         alternatives=tuple(mended(choice.message.content or "") for choice in others),
         thread_ref=str(completion.session_id) if request.hosted and completion.session_id else None,
         retrieved=tuple(mended(passage) for passage in passages if isinstance(passage, dict)) if request.hosted else (),
+        told=answer.told,
     )
 
 

@@ -23,6 +23,8 @@ the request may be too. Which answer becomes which error: http_errors.py.
 
 from __future__ import annotations
 
+from schemas.quota_told import QuotaTold
+
 
 class ProviderError(Exception):
     """The base of every failed provider call."""
@@ -34,11 +36,12 @@ class ProviderError(Exception):
         """Keep the provider's words, its HTTP status and the wait that it asked for, where there are such.
 
         `thread_ref` is the name of the thread at a hosted assistant, where even its failure
-        named one.
+        named one; `told` is what the answer's headers say of the provider's limits.
         """
         self.http_status = http_status
         self.retry_after_s = retry_after_s
         self.thread_ref: str | None = None
+        self.told: QuotaTold | None = None
         super().__init__(message)
 
 

@@ -7,13 +7,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
+from urllib.request import getproxies
 
 import httpx
 
+from schemas.quota_told import QuotaTold
 from worker.providers.base import ChatRequest
 from worker.providers.errors import ProviderError, RequestRefused
 from worker.providers.http_errors import error_of, transport_errors
+from worker.providers.rate_headers import told_by
 from worker.providers.sse import Stream, is_stream, read_stream
+from worker.providers.transport import AiohttpTransport
 
 # llama.cpp's server ends an idle connection after 5 s; leave it before it leaves us.
 KEEPALIVE_EXPIRY_S = 4.0
@@ -24,17 +28,26 @@ _LOOPBACK = ("all://127.0.0.1", "all://[::1]", "all://localhost")
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A 2xx answer; its body is `content`, or `stream` if the service streamed it."""
+    """A 2xx answer; its body is `content`, or `stream` if the service streamed it.
+
+    `told` is what its headers say of the provider's limits.
+    """
 
     status: int
     headers: Mapping[str, str]
     content: bytes
     stream: Stream | None
+    told: QuotaTold | None = None
 
 
 def http_client(*, connections: int, timeout_s: float) -> httpx.AsyncClient:
-    """Return a client for `connections` calls at once, each of at most `timeout_s` between two bytes."""
+    """Return a client for `connections` calls at once, each of at most `timeout_s` between two bytes.
+
+    Where the environment names a proxy, httpx's own transport serves, which knows all kinds of them.
+    """
+    proxied = any(name != "no" for name in getproxies())
     return httpx.AsyncClient(
+        transport=None if proxied else AiohttpTransport(connections=connections, keepalive_expiry_s=KEEPALIVE_EXPIRY_S),
         limits=httpx.Limits(
             max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=KEEPALIVE_EXPIRY_S
         ),
@@ -56,17 +69,18 @@ async def post(
     """Send the body as JSON and return the answer, whether it comes whole or as a stream.
 
     Raises a ProviderError, for any status but 2xx too; it carries the value of
-    `thread_header`, where even the failure has that header.
+    `thread_header`, where even the failure has that header, and what it tells of limits.
     """
     content = _encoded(body)
     with transport_errors(name, url):
-        headers = httpx.Headers({**headers, "content-type": "application/json"})
+        headers = {**headers, "content-type": "application/json"}
         async with client.stream("POST", url, content=content, headers=headers) as response:
             if not response.is_success:
                 raise await _error(response, request, thread_header)
+            told = told_by(response.headers)
             if is_stream(response):
-                return Answer(response.status_code, response.headers, b"", await read_stream(response))
-            return Answer(response.status_code, response.headers, await response.aread(), None)
+                return Answer(response.status_code, response.headers, b"", await read_stream(response), told)
+            return Answer(response.status_code, response.headers, await response.aread(), None, told)
 
 
 def path_segment(text: str) -> str:
@@ -92,4 +106,5 @@ async def _error(response: httpx.Response, request: ChatRequest, thread_header: 
         content = b""
     error = error_of(status=response.status_code, headers=response.headers, content=content, request=request)
     error.thread_ref = response.headers.get(thread_header) if thread_header else None
+    error.told = told_by(response.headers)
     return error

@@ -245,6 +245,7 @@ def _read(answer: Answer, transcript: Transcript, *, output: Any, finish_reason:
         usage=None,
         exchanged=said.exchanged,
         output=output,
+        told=answer.told,
     )
 
 

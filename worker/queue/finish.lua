@@ -1,36 +1,37 @@
 -- End a job, once: count it in its batch, free its thread, keep its result, tell who waits.
 --
--- KEYS[1] aq:job:<id>  KEYS[2] aq:journal:<id>  KEYS[3] aq:leases  KEYS[4] aq:result:<id>
+-- prelude: schemas/lines.lua
+-- KEYS[1] aq:job:<id>  KEYS[2] aq:journal:<id>  KEYS[3] aq:result:<id>
 -- ARGV[1] id, ARGV[2] epoch, ARGV[3] final status, ARGV[4] result (JSON), ARGV[5] seconds to keep it,
 -- ARGV[6] requests, ARGV[7] prompt tokens, ARGV[8] completion tokens
 --
--- Also aq:batch:<batch>, aq:ending, aq:thread:<workspace>:<thread>, aq:line:<line>, aq:lines.
+-- Also aq:batch:<batch>, aq:ending, aq:thread:<workspace>:<thread>, and those of the lines.
 -- Returns 1 when it ended here or had ended before, 0 when the job is somebody else's.
 -- Runs after the SQL commit: a crash in between leaves the job to be claimed again, and the
 -- second settling finds the row in SQL.
 
-local job = redis.call('HMGET', KEYS[1], 'state', 'epoch', 'batch', 'thread')
+local job = redis.call('HMGET', KEYS[1], 'state', 'epoch', 'batch', 'thread', 'route')
 if not job[1] then
-  return redis.call('EXISTS', KEYS[4])
+  return redis.call('EXISTS', KEYS[3])
 end
 if job[1] ~= 'running' or job[2] ~= ARGV[2] then
   return 0
 end
-redis.call('SET', KEYS[4], ARGV[4], 'EX', ARGV[5])
+redis.call('SET', KEYS[3], ARGV[4], 'EX', ARGV[5])
 redis.call('DEL', KEYS[1], KEYS[2])
-redis.call('ZREM', KEYS[3], ARGV[1])
+local lane = lane_of(job[5])
+if redis.call('ZREM', 'aq:entering:' .. lane, ARGV[1]) == 1 then
+  -- It never asked the limiter, so there is room for another one in its place.
+  redis.call('ZADD', 'aq:parked', 'XX', 0, lane)
+end
+end_lease(ARGV[1], job[5])
 
 if job[4] then
   local thread = 'aq:thread:' .. job[4]
   redis.call('LREM', thread, 1, ARGV[1])
   local next_id = redis.call('LINDEX', thread, 0)
   if next_id and redis.call('HGET', 'aq:job:' .. next_id, 'state') == 'blocked' then
-    local line = redis.call('HGET', 'aq:job:' .. next_id, 'line')
-    redis.call('HSET', 'aq:job:' .. next_id, 'state', 'waiting')
-    redis.call('LPUSH', 'aq:line:' .. line, next_id)
-    if redis.call('SADD', 'aq:lines:in', line) == 1 then
-      redis.call('RPUSH', 'aq:lines', line)
-    end
+    rejoin_line(next_id)
     redis.call('PUBLISH', 'aq:wake', 'thread')
   end
 end
@@ -38,9 +39,11 @@ end
 if job[3] then
   local batch = 'aq:batch:' .. job[3]
   redis.call('HINCRBY', batch, ARGV[3], 1)
-  redis.call('HINCRBY', batch, 'requests', ARGV[6])
-  redis.call('HINCRBY', batch, 'prompt_tokens', ARGV[7])
-  redis.call('HINCRBY', batch, 'completion_tokens', ARGV[8])
+  for i, count in ipairs({ 'requests', 'prompt_tokens', 'completion_tokens' }) do
+    if ARGV[5 + i] ~= '0' then
+      redis.call('HINCRBY', batch, count, ARGV[5 + i])
+    end
+  end
   local finished = redis.call('HINCRBY', batch, 'finished', 1)
   local total = redis.call('HGET', batch, 'total')
   if total and finished >= tonumber(total) then

@@ -1,4 +1,4 @@
-"""Jobs that have not ended, in Redis: released, claimed under a lease, journaled, ended.
+"""Jobs that have not ended, in Redis: claimed under a lease, journaled, ended.
 
 Every write for a job names the epoch under which it was claimed; Redis refuses the write
 when a later epoch exists (StaleJobError). Keys: schemas/names.py; each script's head
@@ -18,7 +18,9 @@ from redis.asyncio import Redis
 
 from schemas import names
 from schemas.job import JobRecord
+from schemas.lane import Lane
 from schemas.result import JobResult
+from schemas.scripts import read_script
 from worker.errors import redis_away
 from worker.queue.steps import AnyStep, parse_step
 from worker.queue.unreadable import unreadable
@@ -28,8 +30,11 @@ LEASE_S = 6.0
 RENEW_EVERY_S = 2.0
 # A released job whose hint gets lost, or stands behind long jobs, is released again after this long.
 CLAIM_WITHIN_S = 8.0
-# Released beyond the workers' capacity, so that a freed thread finds its next hint waiting.
-SURPLUS_PERCENT = 25
+# Jobs whose turn under their lane's limit is further away than this wait in their lines. Enough
+# that a lane never idles while a job is on its way, and few enough to keep places free.
+HORIZON_S = 1.0
+# What append.lua answers for a job that is to end.
+_CANCELLED = 2
 
 
 class StaleJobError(Exception):
@@ -52,7 +57,11 @@ class Hint:
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """A job that is ours until its lease ends."""
+    """A job that is ours until its lease ends.
+
+    `lane_key` is the lane whose room it was given, if that was known; `cancelled` says that it is to end
+    without another call.
+    """
 
     record: JobRecord
     epoch: int
@@ -60,6 +69,8 @@ class Claimed:
     enqueued_ms: int
     claimed_ms: int
     journal: tuple[AnyStep, ...]
+    lane_key: str | None = None
+    cancelled: bool = False
 
     @property
     def hint(self) -> Hint:
@@ -92,7 +103,7 @@ class JobQueue:
         """Use this client; it must retry by itself while the server is away."""
         self._redis = redis
         self._scripts = {
-            path.name.removesuffix(".lua"): redis.register_script(path.read_text("utf-8")) for path in _lua_files()
+            name.removesuffix(".lua"): redis.register_script(read_script("worker.queue", name)) for name in _lua_files()
         }
 
     async def heartbeat(self, process: str, *, capacity: int, ttl_s: float) -> None:
@@ -107,22 +118,21 @@ class JobQueue:
         with redis_away():
             await self._redis.hdel(names.WORKERS, process)
 
-    async def release(self, limit: int) -> list[Hint]:
-        """Release up to `limit` waiting jobs, as far as the workers' capacity goes."""
-        reply = await self._run("release", [], [limit, int(CLAIM_WITHIN_S * 1000), SURPLUS_PERCENT])
-        pairs = zip(reply[::2], reply[1::2], strict=True)
-        return [Hint(job_id=_text(job_id), epoch=int(epoch)) for job_id, epoch in pairs]
+    async def drain(self, limit: int) -> list[Hint]:
+        """Release up to `limit` waiting jobs that were cancelled; the caller runs them itself, to their end."""
+        reply = await self._run("drain", [], [limit, int(CLAIM_WITHIN_S * 1000)])
+        return hints_of(reply)
 
     async def claim(self, hint: Hint) -> Claimed | None:
         """Make the job ours for LEASE_S; None if the hint is stale."""
         reply = await self._run(
             "claim",
-            [names.job(hint.job_id), names.journal(hint.job_id), names.LEASES],
+            [names.job(hint.job_id), names.journal(hint.job_id)],
             [hint.job_id, hint.epoch, int(LEASE_S * 1000), uuid.uuid4().hex],
         )
         if reply is None:
             return None
-        raw, attempts, enqueued_ms, now_ms, *entries = reply
+        raw, attempts, enqueued_ms, now_ms, lane_key, cancelled, *entries = reply
         try:
             record, journal = JobRecord.model_validate_json(raw), tuple(parse_step(entry) for entry in entries)
         except ValidationError as exc:
@@ -135,12 +145,24 @@ class JobQueue:
             enqueued_ms=int(enqueued_ms),
             claimed_ms=int(now_ms),
             journal=journal,
+            lane_key=_text(lane_key) or None,
+            cancelled=bool(cancelled),
         )
+
+    async def meets(self, claimed: Claimed, lane: Lane) -> bool:
+        """Tell that the job's route meets this lane, if that is news.
+
+        Returns whether the job may go on: where nobody knew its lane it may have been let out
+        although that is paused or has no room. Then it should be snoozed, for no time.
+        """
+        if claimed.lane_key == lane.key:
+            return True
+        args = [claimed.record.job.route, lane.key, claimed.id, int(HORIZON_S * 1e6), int(CLAIM_WITHIN_S * 1000)]
+        return bool(await self._run("meet", [], args))
 
     async def give_back(self, hint: Hint) -> bool:
         """Put a job that was released to us back to the head of its line; False if the hint is stale."""
-        keys = [names.job(hint.job_id), names.LEASES]
-        return bool(await self._run("give_back", keys, [hint.job_id, hint.epoch]))
+        return bool(await self._run("give_back", [names.job(hint.job_id)], [hint.job_id, hint.epoch]))
 
     async def renew(self, held: Iterable[Hint]) -> set[str]:
         """Renew the leases of these jobs; return the ids of those that were lost."""
@@ -149,23 +171,28 @@ class JobQueue:
             args += [hint.job_id, hint.epoch]
         return {_text(job_id) for job_id in await self._run("renew", [names.LEASES], args)}
 
-    async def append(self, claimed: Claimed, step: AnyStep, *, index: int | None = None) -> None:
-        """Append a finished step to the job's journal, as its `index`-th if that is known; raises StaleJobError."""
+    async def append(self, claimed: Claimed, step: AnyStep, *, index: int | None = None) -> bool:
+        """Append a finished step to the job's journal, as its `index`-th if that is known; raises StaleJobError.
+
+        Returns whether the job was cancelled meanwhile: the step counts, and there should be no other.
+        """
         keys = [names.job(claimed.id), names.journal(claimed.id)]
         args = [claimed.epoch, step.model_dump_json(), -1 if index is None else index]
-        if not await self._run("append", keys, args):
+        appended = await self._run("append", keys, args)
+        if not appended:
             raise StaleJobError(claimed.id, at="journal")
+        return bool(appended == _CANCELLED)
 
-    async def snooze(self, claimed: Claimed, *, delay_s: float, burns_attempt: bool, hold_line: bool) -> None:
+    async def snooze(self, claimed: Claimed, *, delay_s: float, burns_attempt: bool, hold_lane: bool) -> None:
         """Put the job back to wait; raises StaleJobError."""
-        keys = [names.job(claimed.id), names.LEASES, names.SNOOZED]
-        args = [claimed.id, claimed.epoch, int(delay_s * 1000), int(burns_attempt), int(hold_line)]
+        keys = [names.job(claimed.id), names.SNOOZED]
+        args = [claimed.id, claimed.epoch, int(delay_s * 1000), int(burns_attempt), int(hold_lane)]
         if not await self._run("snooze", keys, args):
             raise StaleJobError(claimed.id, at="snooze")
 
     async def finish(self, claimed: Claimed, result: JobResult) -> None:
         """End the job; raises StaleJobError."""
-        keys = [names.job(claimed.id), names.journal(claimed.id), names.LEASES, names.result(claimed.id)]
+        keys = [names.job(claimed.id), names.journal(claimed.id), names.result(claimed.id)]
         args = [
             claimed.id,
             claimed.epoch,
@@ -198,6 +225,7 @@ class JobQueue:
     async def end_batch(self, batch_id: str, *, state: str) -> bool:
         """Mark the batch as ended and tell who waits for it; False if another worker has done so."""
         keys = [names.batch(batch_id), names.ENDING, names.batch_rows(batch_id), names.BATCHES]
+        keys.append(names.batch_lines(batch_id))
         return bool(await self._run("end_batch", keys, [batch_id, state, names.RESULT_TTL_S]))
 
     async def _run(self, script: str, keys: list[str], args: list[Any]) -> Any:
@@ -205,8 +233,14 @@ class JobQueue:
             return await self._scripts[script](keys=keys, args=args)
 
 
-def _lua_files() -> list[Any]:
-    return [path for path in resources.files("worker.queue").iterdir() if path.name.endswith(".lua")]
+def hints_of(reply: list[Any]) -> list[Hint]:
+    """Read what a script released: ids and epochs in turn."""
+    pairs = zip(reply[::2], reply[1::2], strict=True)
+    return [Hint(job_id=_text(job_id), epoch=int(epoch)) for job_id, epoch in pairs]
+
+
+def _lua_files() -> list[str]:
+    return [path.name for path in resources.files("worker.queue").iterdir() if path.name.endswith(".lua")]
 
 
 def _text(value: bytes | str) -> str:

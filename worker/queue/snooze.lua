@@ -1,32 +1,37 @@
 -- Put a running job back to wait.
 --
--- KEYS[1] aq:job:<id>  KEYS[2] aq:leases  KEYS[3] aq:snoozed
+-- prelude: schemas/lines.lua
+-- KEYS[1] aq:job:<id>  KEYS[2] aq:snoozed
 -- ARGV[1] id, ARGV[2] epoch, ARGV[3] wait in ms, ARGV[4] attempts to add (0 or 1),
--- ARGV[5] '1' to hold the job's whole line for as long
+-- ARGV[5] '1' to keep the job's whole lane waiting for as long
 --
--- A job of a held line goes back to the line's head; any other waits in aq:snoozed for
--- sweep.lua. Of two holds the longer wins. Returns 1, or 0 when the job is somebody else's.
+-- A job of a lane that waits goes back to its line's head; any other waits in aq:snoozed for
+-- sweep.lua. Returns 1, or 0 when the job is somebody else's.
 
-local job = redis.call('HMGET', KEYS[1], 'state', 'epoch', 'line')
+-- A cancelled job need not wait for its provider, but may have to for SQL.
+local CANCELLED_WAIT_MS = 5000
+
+local job = redis.call('HMGET', KEYS[1], 'state', 'epoch', 'route', 'cancelled', 'batch', 'enqueued_ms')
 if job[1] ~= 'running' or job[2] ~= ARGV[2] then
   return 0
 end
 local wait_ms = tonumber(ARGV[3])
-redis.call('HINCRBY', KEYS[1], 'attempts', ARGV[4])
-redis.call('ZREM', KEYS[2], ARGV[1])
+if is_cancelled(job[4], job[5], job[3], job[6]) then
+  wait_ms = math.min(wait_ms, CANCELLED_WAIT_MS)
+end
+local time = redis.call('TIME')
+local until_ms = time[1] * 1000 + math.floor(time[2] / 1000) + wait_ms
+if ARGV[4] ~= '0' then
+  redis.call('HINCRBY', KEYS[1], 'attempts', ARGV[4])
+end
+end_lease(ARGV[1], job[3])
 if ARGV[5] == '1' or wait_ms <= 0 then
-  redis.call('HSET', KEYS[1], 'state', 'waiting')
-  redis.call('LPUSH', 'aq:line:' .. job[3], ARGV[1])
-  if redis.call('SADD', 'aq:lines:in', job[3]) == 1 then
-    redis.call('RPUSH', 'aq:lines', job[3])
+  if ARGV[5] == '1' and wait_ms > 0 then
+    park_lane(lane_of(job[3]), until_ms)
   end
-  if wait_ms > 0 and redis.call('PTTL', 'aq:hold:' .. job[3]) < wait_ms then
-    redis.call('SET', 'aq:hold:' .. job[3], ARGV[1], 'PX', wait_ms)
-  end
+  rejoin_line(ARGV[1])
 else
-  local time = redis.call('TIME')
-  local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
   redis.call('HSET', KEYS[1], 'state', 'snoozed')
-  redis.call('ZADD', KEYS[3], now_ms + wait_ms, ARGV[1])
+  redis.call('ZADD', KEYS[2], until_ms, ARGV[1])
 end
 return 1

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import groupby
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from sqlalchemy import Engine, func
+from sqlalchemy import Engine, tuple_
 from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlmodel import Session, col, select
@@ -17,93 +18,140 @@ from sqlmodel import Session, col, select
 from schemas.assistant import AssistantConfig
 from schemas.batch import BatchStatus
 from schemas.chat import Message
-from schemas.job import JobRecord
+from schemas.job import InvokeJob, JobRecord
 from schemas.result import JobResult
 from schemas.tables import AssistantEnvironment, AssistantVersion, Batch, Job, Thread, ThreadMessage
+from worker.gather import Gathered
 from worker.store.base import JobContext, Settlement, StoreAway, StoredAssistant
+from worker.store.settling import settle_all
 from worker.webhooks.deliveries import new_delivery
 
 # InternalError is what a PostgreSQL says that only reads, as after a failover to a standby.
 _AWAY = (OperationalError, InterfaceError, InternalError, PoolTimeoutError)
-# SQLite has one writer at a time: more threads would only wait for its lock.
-_SQLITE_THREADS = 2
-_SERVER_THREADS = 8
+# SQLite has one writer at a time, and a server does more than one thing.
+_SQLITE_GROUPS = 1
+_SERVER_GROUPS = 3
+_READS_TOGETHER = 128
+_WRITES_TOGETHER = 128
 
 T = TypeVar("T")
+Item = TypeVar("Item")
+Done = TypeVar("Done")
+Work = Callable[[Session, Sequence[Item]], list[Done]]
+# An assistant's address and the name of an environment.
+_Pointer = tuple[str, str]
 
 
 class SqlStore:
-    """Runs each unit of work in one short transaction on a thread of its own pool."""
+    """Reads, and writes, for the jobs of one moment in one short transaction, on a thread of its own pool.
+
+    What gathers while one group is written is the next group, so that nothing waits for
+    company. A row that the database refuses is its own job's alone.
+    """
 
     def __init__(self, engine: Engine) -> None:
         """Use this engine; its tables must exist (schemas.database.ensure_tables)."""
         self._engine = engine
-        threads = _SQLITE_THREADS if engine.dialect.name == "sqlite" else _SERVER_THREADS
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="store")
+        groups = _SQLITE_GROUPS if engine.dialect.name == "sqlite" else _SERVER_GROUPS
+        # One of each kind, and the ends of batches.
+        self._threads = ThreadPoolExecutor(2 * groups + 1, thread_name_prefix="store")
+        self._reads: Gathered[JobRecord, JobContext] = Gathered(
+            lambda records: self._group(self._contexts, records), at_most=_READS_TOGETHER, at_once=groups
+        )
+        self._settlings: Gathered[Settlement, JobResult] = Gathered(
+            lambda settlements: self._group(settle_all, settlements), at_most=_WRITES_TOGETHER, at_once=groups
+        )
         # Versions are immutable, so what was read once stays true.
         self._versions: dict[tuple[str, int], StoredAssistant] = {}
 
     async def context(self, record: JobRecord) -> JobContext:
         """Read what the job needs."""
-        return await self._in_thread(lambda session: self._context(session, record))
+        return await self._reads.do(record)
 
     async def settle(self, settlement: Settlement) -> JobResult:
         """Write the end of a job once; return the result that stands."""
-        try:
-            return await self._in_thread(lambda session: _settle(session, settlement))
-        except IntegrityError:
-            # Another worker settled the job, or created the thread, between our look and our
-            # insert. The second look sees it.
-            return await self._in_thread(lambda session: _settle(session, settlement))
+        return await self._settlings.do(settlement)
 
     async def end_batch(self, status: BatchStatus) -> None:
         """Write the end of a batch, and the delivery of its webhook, once."""
-        try:
-            await self._in_thread(lambda session: _end_batch(session, status))
-        except IntegrityError:
-            # Another worker ended it between our look and our insert, with the same counts.
-            return
+        # Where another worker ended it between our look and our insert, it was with the same counts.
+        with suppress(IntegrityError):
+            await self._in_thread(lambda: self._together(_end_batches, [status]))
 
     def close(self) -> None:
         """End the threads and connections."""
         self._threads.shutdown(wait=True)
         self._engine.dispose()
 
-    async def _in_thread(self, work: Callable[[Session], T]) -> T:
-        def unit() -> T:
+    async def _group(self, work: Work[Item, Done], items: Sequence[Item]) -> Sequence[Done | Exception]:
+        return await self._in_thread(lambda: self._each_its_own(work, items))
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    def _each_its_own(self, work: Work[Item, Done], items: Sequence[Item]) -> Sequence[Done | Exception]:
+        """Do the work for all together, or, when that fails, for one after the other."""
+        # Whose fault it was comes out below.
+        with suppress(Exception):
+            return self._together(work, items)
+        answers: list[Done | Exception] = []
+        for item in items:
+            answer: Done | Exception = self._alone(work, item)
+            answers.append(answer)
+            # One that finds it away may be refused for what it brings; two do not.
+            away = [isinstance(answer, StoreAway) for answer in answers[-2:]]
+            if away == [True, True]:
+                return answers + answers[-1:] * (len(items) - len(answers))
+        return answers
+
+    def _alone(self, work: Work[Item, Done], item: Item) -> Done | Exception:
+        try:
+            try:
+                return self._together(work, [item])[0]
+            except IntegrityError:
+                # Another worker settled the job, or created the thread, between our look and
+                # our insert. The second look sees it.
+                return self._together(work, [item])[0]
+        except Exception as exc:  # noqa: BLE001 - handed on to who asked
+            return exc
+
+    def _together(self, work: Work[Item, Done], items: Sequence[Item]) -> list[Done]:
+        try:
             with Session(self._engine, expire_on_commit=False) as session:
-                done = work(session)
+                done = work(session, items)
                 session.commit()
                 return done
-
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, unit)
         except _AWAY as exc:
             raise StoreAway(f"{type(exc).__name__}: {exc.orig if isinstance(exc, DBAPIError) else exc}") from exc
 
-    def _context(self, session: Session, record: JobRecord) -> JobContext:
-        row = session.get(Job, record.id)
-        if row is not None:
-            return JobContext(settled=row.result(), assistant=None)
+    def _contexts(self, session: Session, records: Sequence[JobRecord]) -> list[JobContext]:
+        # A job's first run may have ended before too: its id may be older than what Redis remembers.
+        ids = [record.id for record in records]
+        settled = {row.id: row.result() for row in session.exec(select(Job).where(col(Job.id).in_(ids)))}
+        pointers = _pointers(session, [record.job for record in records if record.id not in settled])
+        return [
+            JobContext(settled=settled[record.id], assistant=None)
+            if record.id in settled
+            else self._context(session, record, pointers)
+            for record in records
+        ]
+
+    def _context(self, session: Session, record: JobRecord, pointers: Mapping[_Pointer, int]) -> JobContext:
         thread_id = record.job.thread_id
         thread = None if thread_id is None else session.get(Thread, (record.job.workspace, thread_id))
         return JobContext(
             settled=None,
-            assistant=self._assistant(session, record),
+            assistant=self._assistant(session, record.job, pointers),
             history=_history(session, thread) if thread else (),
             provider_refs=dict(thread.provider_refs) if thread else {},
         )
 
-    def _assistant(self, session: Session, record: JobRecord) -> StoredAssistant | None:
-        job = record.job
+    def _assistant(self, session: Session, job: InvokeJob, pointers: Mapping[_Pointer, int]) -> StoredAssistant | None:
         if job.inline is not None:
             return StoredAssistant(config=job.inline.to_config(), version=None)
-        version = job.version
+        version = pointers.get((job.address, job.environment)) if job.version is None else job.version
         if version is None:
-            pointer = session.get(AssistantEnvironment, (job.address, job.environment))
-            if pointer is None:
-                return None
-            version = pointer.version
+            return None
         known = self._versions.get((job.address, version))
         if known is None:
             row = session.get(AssistantVersion, (job.address, version))
@@ -112,6 +160,15 @@ class SqlStore:
             known = StoredAssistant(config=AssistantConfig.model_validate(row.config), version=version)
             self._versions[job.address, version] = known
         return known
+
+
+def _pointers(session: Session, jobs: Iterable[InvokeJob]) -> dict[_Pointer, int]:
+    wanted = {(job.address, job.environment) for job in jobs if job.inline is None and job.version is None}
+    if not wanted:
+        return {}
+    columns = col(AssistantEnvironment.address), col(AssistantEnvironment.environment)
+    query = select(*columns, col(AssistantEnvironment.version)).where(tuple_(*columns).in_(wanted))
+    return {(address, environment): version for address, environment, version in session.exec(query)}
 
 
 def _history(session: Session, thread: Thread) -> tuple[tuple[Message, ...], ...]:
@@ -124,47 +181,10 @@ def _history(session: Session, thread: Thread) -> tuple[tuple[Message, ...], ...
     return tuple(tuple(Message.model_validate(row.message) for row in rows) for _, rows in turns)
 
 
-def _settle(session: Session, settlement: Settlement) -> JobResult:
-    record, result = settlement.record, settlement.result
-    # The primary key makes an end happen once: a worker that was stopped for longer than its
-    # lease finds the row of the one that took over, and the first commit stands.
-    row = session.get(Job, record.id)
-    if row is not None:
-        return row.result()
-    session.add(_job_row(settlement))
-    if settlement.new_messages and result.thread_id is not None:
-        _append_turn(session, settlement, result.thread_id)
-    return result
-
-
-def _append_turn(session: Session, settlement: Settlement, thread_id: str) -> None:
-    workspace = settlement.record.job.workspace
-    now = settlement.result.finished_at
-    ref = dict([settlement.provider_ref]) if settlement.provider_ref else {}
-    thread = session.get(Thread, (workspace, thread_id))
-    if thread is None:
-        session.add(Thread(workspace=workspace, id=thread_id, provider_refs=ref, created_at=now))
-        last = -1
-    else:
-        thread.provider_refs = {**thread.provider_refs, **ref}
-        last = session.exec(
-            select(func.coalesce(func.max(ThreadMessage.position), -1)).where(
-                ThreadMessage.workspace == workspace, ThreadMessage.thread_id == thread_id
-            )
-        ).one()
-    for position, message in enumerate(settlement.new_messages, start=last + 1):
-        session.add(
-            ThreadMessage(
-                workspace=workspace,
-                thread_id=thread_id,
-                position=position,
-                job_id=settlement.record.id,
-                role=message.role,
-                content=message.text,
-                message=message.model_dump(mode="json", exclude_defaults=True),
-                created_at=now,
-            )
-        )
+def _end_batches(session: Session, statuses: Sequence[BatchStatus]) -> list[None]:
+    for status in statuses:
+        _end_batch(session, status)
+    return [None] * len(statuses)
 
 
 def _end_batch(session: Session, status: BatchStatus) -> None:
@@ -212,21 +232,3 @@ def _end_batch(session: Session, status: BatchStatus) -> None:
                 batch_id=status.batch_id,
             )
         )
-
-
-def _job_row(settlement: Settlement) -> Job:
-    record = settlement.record
-    result = settlement.result.without_content() if record.job.do_not_record else settlement.result
-    values: dict[str, Any] = result.model_dump(mode="python", exclude={"job_id", "status"})
-    for name in ("tool_calls", "choices", "retrieved"):
-        values[name] = list(values[name]) or None
-    return Job(
-        id=record.id,
-        workspace=record.job.workspace,
-        status=result.status.value,
-        epoch=settlement.epoch,
-        variables={} if record.job.do_not_record else record.job.variables,
-        job_metadata={} if record.job.do_not_record else record.job.metadata,
-        enqueued_at=datetime.fromtimestamp(settlement.enqueued_ms / 1000, UTC),
-        **values,
-    )

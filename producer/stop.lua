@@ -1,0 +1,117 @@
+-- Pause, resume or cancel a lane or a batch, at once.
+--
+-- prelude: schemas/lines.lua
+-- ARGV[1] pause, resume or cancel; ARGV[2] lane or batch; ARGV[3] its name; ARGV[4] most snoozed
+-- jobs to look through, ARGV[5] seconds for which jobs of a cancelled lane may come back to it
+--
+-- What a worker has begun goes on: a paused job to its end, one of a cancelled batch to its next
+-- step. Cancelled jobs that wait are drained by the workers (worker/queue/drain.lua), each to
+-- its end in SQL; those that are blocked by their thread, or out, when they come back. Cancelling
+-- a lane means the jobs that were enqueued before now; a cancelled batch takes no more rows.
+--
+-- Returns how many jobs wait there in lines; -1 for a batch that is not known, or has ended:
+-- nothing was changed.
+
+local verb, kind, name = ARGV[1], ARGV[2], ARGV[3]
+local batch = 'aq:batch:' .. name
+local time = redis.call('TIME')
+local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+
+local function lines_of_lane()
+  local found = {}
+  for _, priority in ipairs(PRIORITIES) do
+    for _, line in ipairs(redis.call('ZRANGE', 'aq:lines:' .. priority .. ':' .. name, 0, -1)) do
+      found[#found + 1] = line
+    end
+  end
+  return found
+end
+
+local function lines_of_batch()
+  return redis.call('SMEMBERS', 'aq:linesof:' .. name)
+end
+
+local lines = kind == 'lane' and lines_of_lane() or lines_of_batch()
+local waiting = 0
+for _, line in ipairs(lines) do
+  waiting = waiting + redis.call('LLEN', 'aq:line:' .. line)
+end
+
+local function pause_lane()
+  redis.call('SADD', 'aq:paused', name)
+  shut_lane(name)
+end
+
+local function resume_lane()
+  redis.call('SREM', 'aq:paused', name)
+  open_lane(name)
+end
+
+local function cancel_lane()
+  -- By route: a route that meets this lane only later brings its jobs along unharmed.
+  local routes = redis.call('HGETALL', 'aq:routes')
+  for i = 1, #routes, 2 do
+    if routes[i + 1] == name then
+      redis.call('SET', 'aq:off:' .. routes[i], now_ms, 'EX', ARGV[5])
+    end
+  end
+  for _, line in ipairs(lines) do
+    drain_line(line)
+  end
+end
+
+local function pause_batch()
+  if redis.call('HEXISTS', batch, 'cancelled_ms') == 0 then
+    redis.call('HSETNX', batch, 'paused_ms', now_ms)
+    for _, line in ipairs(lines) do
+      unregister_line(line)
+    end
+  end
+end
+
+local function resume_batch()
+  redis.call('HDEL', batch, 'paused_ms')
+  for _, line in ipairs(lines) do
+    if redis.call('EXISTS', 'aq:line:' .. line) == 1 then
+      register_line(line)
+    end
+  end
+end
+
+local function cancel_batch()
+  redis.call('HSETNX', batch, 'cancelled_ms', now_ms)
+  redis.call('HDEL', batch, 'paused_ms')
+  for _, line in ipairs(lines) do
+    drain_line(line)
+  end
+  -- Snoozed jobs would come back only when their wait is over.
+  for _, id in ipairs(redis.call('ZRANGE', 'aq:snoozed', 0, tonumber(ARGV[4]) - 1)) do
+    if redis.call('HGET', 'aq:job:' .. id, 'batch') == name then
+      redis.call('ZADD', 'aq:snoozed', 0, id)
+    end
+  end
+  local counts = redis.call('HMGET', batch, 'total', 'enqueued', 'finished')
+  if not counts[1] then
+    redis.call('HSET', batch, 'total', counts[2] or 0)
+    if tonumber(counts[3] or '0') >= tonumber(counts[2] or '0') then
+      redis.call('SADD', 'aq:ending', name)
+    end
+  end
+end
+
+-- A batch whose last job has ended is over, even if its row is still to be written.
+local function is_over()
+  local counts = redis.call('HMGET', batch, 'total', 'finished', 'state', 'created_ms')
+  return counts[3] or not counts[4] or (counts[1] and tonumber(counts[2] or '0') >= tonumber(counts[1]))
+end
+
+local verbs = {
+  lane = { pause = pause_lane, resume = resume_lane, cancel = cancel_lane },
+  batch = { pause = pause_batch, resume = resume_batch, cancel = cancel_batch },
+}
+if kind == 'batch' and is_over() then
+  return -1
+end
+verbs[kind][verb]()
+redis.call('PUBLISH', 'aq:wake', verb)
+return waiting

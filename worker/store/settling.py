@@ -1,0 +1,119 @@
+"""The rows that settlements leave, written for a group of jobs in one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import func, insert, tuple_
+from sqlmodel import Session, SQLModel, col, select
+
+from schemas.result import JobResult
+from schemas.tables import Job, Thread, ThreadMessage
+from worker.store.base import Settlement
+
+_ThreadKey = tuple[str, str]
+
+
+def settle_all(session: Session, settlements: Sequence[Settlement]) -> list[JobResult]:
+    """Write the ends of these jobs; return the results that stand, in their order.
+
+    The primary key makes an end happen once: a worker that was stopped for longer than its
+    lease finds the row of the one that took over, and the first commit stands.
+    """
+    ids = {settlement.record.id for settlement in settlements}
+    stands = {row.id: row.result() for row in session.exec(select(Job).where(col(Job.id).in_(ids)))}
+    fresh: list[Settlement] = []
+    for settlement in settlements:
+        if settlement.record.id not in stands:
+            stands[settlement.record.id] = settlement.result
+            fresh.append(settlement)
+    _insert(session, Job, map(_job_values, fresh))
+    _append_turns(session, [settlement for settlement in fresh if settlement.new_messages])
+    return [stands[settlement.record.id] for settlement in settlements]
+
+
+def _append_turns(session: Session, settlements: Iterable[Settlement]) -> None:
+    turns = [(_thread_of(settlement), settlement) for settlement in settlements if settlement.result.thread_id]
+    if not turns:
+        return
+    keys = {key for key, _ in turns}
+    in_keys = tuple_(col(Thread.workspace), col(Thread.id)).in_(keys)
+    threads = {(thread.workspace, thread.id): thread for thread in session.exec(select(Thread).where(in_keys))}
+    next_positions = _next_positions(session, threads)
+    new_threads: dict[_ThreadKey, dict[str, Any]] = {}
+    messages: list[dict[str, Any]] = []
+    for key, settlement in turns:
+        ref = dict([settlement.provider_ref]) if settlement.provider_ref else {}
+        known = threads.get(key)
+        if known is None:
+            made = new_threads.setdefault(key, _thread_values(key, settlement))
+            made["provider_refs"] |= ref
+        elif ref:
+            known.provider_refs = {**known.provider_refs, **ref}
+        first = next_positions.get(key, 0)
+        messages += _message_values(key, settlement, first=first)
+        next_positions[key] = first + len(settlement.new_messages)
+    _insert(session, Thread, new_threads.values())
+    _insert(session, ThreadMessage, messages)
+
+
+def _next_positions(session: Session, keys: Iterable[_ThreadKey]) -> dict[_ThreadKey, int]:
+    wanted = list(keys)
+    if not wanted:
+        return {}
+    columns = col(ThreadMessage.workspace), col(ThreadMessage.thread_id)
+    query = select(*columns, func.max(ThreadMessage.position)).where(tuple_(*columns).in_(wanted)).group_by(*columns)
+    return {(workspace, thread_id): last + 1 for workspace, thread_id, last in session.exec(query)}
+
+
+def _insert(session: Session, table: type[SQLModel], rows: Iterable[dict[str, Any]]) -> None:
+    values = list(rows)
+    if values:
+        # Not through the ORM's unit of work, which costs as much again for each row.
+        session.connection().execute(insert(table.__table__), values)  # type: ignore[attr-defined]
+
+
+def _thread_of(settlement: Settlement) -> _ThreadKey:
+    return settlement.record.job.workspace, settlement.result.thread_id or ""
+
+
+def _thread_values(key: _ThreadKey, settlement: Settlement) -> dict[str, Any]:
+    workspace, thread_id = key
+    return {"workspace": workspace, "id": thread_id, "provider_refs": {}, "created_at": settlement.result.finished_at}
+
+
+def _message_values(key: _ThreadKey, settlement: Settlement, *, first: int) -> list[dict[str, Any]]:
+    workspace, thread_id = key
+    return [
+        {
+            "workspace": workspace,
+            "thread_id": thread_id,
+            "position": position,
+            "job_id": settlement.record.id,
+            "role": message.role,
+            "content": message.text,
+            "message": message.model_dump(mode="json", exclude_defaults=True),
+            "created_at": settlement.result.finished_at,
+        }
+        for position, message in enumerate(settlement.new_messages, start=first)
+    ]
+
+
+def _job_values(settlement: Settlement) -> dict[str, Any]:
+    record = settlement.record
+    result = settlement.result.without_content() if record.job.do_not_record else settlement.result
+    values: dict[str, Any] = result.model_dump(mode="python", exclude={"job_id", "status"})
+    for name in ("tool_calls", "choices", "retrieved"):
+        values[name] = list(values[name]) or None
+    return {
+        **values,
+        "id": record.id,
+        "workspace": record.job.workspace,
+        "status": result.status.value,
+        "epoch": settlement.epoch,
+        "variables": {} if record.job.do_not_record else record.job.variables,
+        "metadata": {} if record.job.do_not_record else record.job.metadata,
+        "enqueued_at": datetime.fromtimestamp(settlement.enqueued_ms / 1000, UTC),
+    }
