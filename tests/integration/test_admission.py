@@ -41,9 +41,9 @@ def _limits(*, rpm: int, tokens: int, most: int) -> Any:
     limits = (rpm, 1000 * AMPLE, 1_000_000, 60_000_000, 1, most, 60_000_000)
     if "struct.pack" not in read_script("worker.limits", "turns.lua"):
         return {"limits": " ".join(map(str, limits)), "avg_tokens": tokens}
-    state = [0.0] * 18
-    state[13] = tokens
-    return {"limits": struct.pack("<7d", *limits), "state": struct.pack("<18d", *state)}
+    state = [0.0] * 17
+    state[12] = tokens
+    return {"limits": struct.pack("<7d", *limits), "state": struct.pack("<17d", *state)}
 
 
 class Queue:

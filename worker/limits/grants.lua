@@ -241,13 +241,20 @@ local function close(s)
     s.kept_us = need_us + 2 * SPARE_US
   end
   local changes = { 'state', packed(s) }
-  for _, field in ipairs({ 'limits', 'requests_floors', 'tokens_floors' }) do
-    if s[field] ~= s['old_' .. field] then
-      changes[#changes + 1], changes[#changes + 2] = field, s[field]
-    end
+  local function change(field, value)
+    changes[#changes + 1], changes[#changes + 2] = field, value
+  end
+  if s.limits ~= s.old_limits then
+    change('limits', s.limits)
+  end
+  if s.requests_floors ~= s.old_requests_floors then
+    change('requests_floors', s.requests_floors)
+  end
+  if s.tokens_floors ~= s.old_tokens_floors then
+    change('tokens_floors', s.tokens_floors)
   end
   if s.cool_until_us ~= s.old_cool_until_us then
-    changes[#changes + 1], changes[#changes + 2] = 'cool_until_us', whole(s.cool_until_us)
+    change('cool_until_us', whole(s.cool_until_us))
   end
   redis.call('HSET', s.key, unpack(changes))
   local keep_ms = ceil((s.kept_us - s.now_us) / 1000)
