@@ -19,6 +19,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -57,7 +58,7 @@ class Measured:
     units: int = 0
     latencies_us: list[float] = field(default_factory=list)
 
-    def summary(self, plain: Measured) -> dict[str, object]:
+    def summary(self, plain: Measured) -> dict[str, Any]:
         """Return the figures; `times` is how many times the plain EVALSHA one call of this takes."""
         per_call = [second / self.calls_a_unit for second in self.seconds]
         times = [mine / theirs for mine, theirs in zip(per_call, plain.seconds, strict=True)]
@@ -115,7 +116,7 @@ async def main(arguments: argparse.Namespace) -> int:
     return 0 if all(row["times"] <= GOAL for rows in scenes.values() for row in rows if row["goal"]) else 1
 
 
-async def measure(redis: Redis, *, rounds: int, calls: int) -> dict[str, list[dict[str, object]]]:
+async def measure(redis: Redis, *, rounds: int, calls: int) -> dict[str, list[dict[str, Any]]]:
     """Return the figures of each scene."""
     limiter = RedisLimiter(
         redis, limits_of=lambda _: PLENTY, clock=Clock(), process="bench", events=Events(), hold_s=HOLD_S
@@ -127,10 +128,10 @@ async def measure(redis: Redis, *, rounds: int, calls: int) -> dict[str, list[di
     numbers = iter(range(sys.maxsize))
 
     async def plain() -> None:
-        await redis.evalsha(sha, 0)
+        await redis.execute_command("EVALSHA", sha, 0)
 
     async def plain_write() -> None:
-        await redis.evalsha(writes, 0)
+        await redis.execute_command("EVALSHA", writes, 0)
 
     async def acquire_and_settle() -> None:
         grant = await limiter.reserve(free, tokens=200, owner="job")
@@ -143,7 +144,7 @@ async def measure(redis: Redis, *, rounds: int, calls: int) -> dict[str, list[di
         assert asked.reply in {Reply.WAIT, Reply.LATER}  # noqa: S101
         await turns.give_back(busy, ticket)
 
-    scenes: dict[str, list[dict[str, object]]] = {}
+    scenes: dict[str, list[dict[str, Any]]] = {}
     for scene, callers in (("one caller", 1), (f"{CALLERS} callers", CALLERS)):
         plain_measured = Measured("EVALSHA of `return 1`")
         kinds: list[tuple[Measured, Call, bool]] = [
@@ -187,7 +188,7 @@ async def run(call: Call, measured: Measured, *, callers: int, calls: int) -> No
     measured.units += calls // callers * callers
 
 
-def show(scenes: dict[str, list[dict[str, object]]], machine: Machine) -> None:
+def show(scenes: dict[str, list[dict[str, Any]]], machine: Machine) -> None:
     """Print the tables."""
     console = Console()
     for scene, rows in scenes.items():

@@ -525,7 +525,6 @@ class TestTime:
 
         runner.run(check())
 
-
     @pytest.mark.parametrize("evicted", ["limit", "cells", "tickets", "held"])
     def test_a_lane_that_redis_evicted_a_part_of_goes_on(
         self, runner: asyncio.Runner, connection: Redis, evicted: str

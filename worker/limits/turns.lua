@@ -80,7 +80,6 @@ end
 --   requests_floors,  cmsgpack of { cell, backlog, cell, backlog, ... }, see `note_floor`
 --   tokens_floors
 local LIMITS, STATE = '<ddddddd', '<ddddddddddddddddd'
-local NEW = string.rep('\0', 17 * 8)
 -- A lane that cooled down has nothing saved up: at the end there is this much at once, no more.
 local START_US = 1000000
 
@@ -102,7 +101,7 @@ local function read(lane, server_us)
     s.avg_tokens,                               -- of the calls that were asked for last
     s.told_rpm, s.told_tpm, s.told_until_us,    -- limits that the provider told, 0 if not lower than ours
     s.kept_us                                   -- when the keys expire
-    = struct.unpack(STATE, raw[2] or NEW)
+    = struct.unpack(STATE, raw[2] or string.rep('\0', struct.size(STATE)))
   s.cool_until_us = tonumber(raw[5]) or 0
   s.old_cool_until_us = s.cool_until_us
   s.now_us = server_us + s.offset_us
