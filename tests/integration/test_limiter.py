@@ -338,9 +338,9 @@ async def room(lane: SimulatedLane, horizon_s: float, entering: int) -> tuple[in
 def test_a_lane_that_nobody_has_used_has_room_for_a_few(runner: asyncio.Runner, connection: Redis) -> None:
     async def check() -> None:
         async with SimulatedLane(connection, LaneLimits()) as lane:
-            assert await room(lane, 1, 0) == (16, 0)
-            assert await room(lane, 1, 10) == (6, 0)
-            jobs, retry_us = await room(lane, 1, 16)
+            assert await room(lane, 1, 0) == (64, 0)
+            assert await room(lane, 1, 10) == (54, 0)
+            jobs, retry_us = await room(lane, 1, 64)
             assert (jobs, retry_us > 0) == (0, True)
 
     runner.run(check())
@@ -544,6 +544,23 @@ class TestTime:
                 assert await keys(lane) == {}
                 await lane.pass_time(8)
                 assert len(lane.granted) == 4
+
+        runner.run(check())
+
+    @pytest.mark.parametrize("evicted", ["limit", "cells", "tickets", "held"])
+    def test_a_lane_that_redis_evicted_a_part_of_goes_on(
+        self, runner: asyncio.Runner, connection: Redis, evicted: str
+    ) -> None:
+        async def check() -> None:
+            async with SimulatedLane(connection, LaneLimits(rpm=60, tpm=600)) as lane:
+                for _ in range(4):
+                    await lane.ask(10)
+                await connection.delete(f"aq:{evicted}:{lane.lane.key}")
+                await lane.settle(lane.granted[0], 5)
+                await lane.pass_time(9)
+                assert len(lane.granted) == 4
+                await lane.pass_time(61)
+                assert (await lane.ask(10)).reply is Reply.GRANTED
 
         runner.run(check())
 

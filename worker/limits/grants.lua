@@ -8,6 +8,10 @@ local GRACE_US = 5000000
 local function open(lane, limits)
   local s = read(lane, clock())
   s.limits = limits or s.limits
+  if s.kept_us == 0 then
+    -- New, or a part of it was evicted: what the rest says is of no use.
+    redis.call('DEL', s.cells_key, s.tickets_key, s.held_key)
+  end
   if apply_limits(s) then
     forget(s)
   end
@@ -56,9 +60,8 @@ local function note_floor(s, field, backlog_us)
         best, gap_us = i, floors[i + 2] - floors[i]
       end
     end
+    floors[best - 1] = table.remove(floors, best + 1)
     table.remove(floors, best + 1)
-    table.remove(floors, best + 1)
-    floors[best - 1] = floors[best + 1] or floors[best - 1]
   end
   s[field] = cmsgpack.pack(floors)
 end
@@ -100,8 +103,10 @@ local function charge(s, tokens)
   end
   s.requests, s.tokens = s.requests + 1, s.tokens + tokens
   local any = s.made_cells > s.gone_cells
-  if any and floor(s.newest_us / CELL_US) == floor(s.now_us / CELL_US) then
-    local requests, before = string.match(redis.call('LINDEX', s.cells_key, -1), ' (%d+) (%d+)$')
+  local newest = any and floor(s.newest_us / CELL_US) == floor(s.now_us / CELL_US)
+    and redis.call('LINDEX', s.cells_key, -1)
+  if newest then
+    local requests, before = string.match(newest, ' (%d+) (%d+)$')
     redis.call('LSET', s.cells_key, -1, string.format('%.0f %.0f %.0f', s.now_us, requests + 1, before + tokens))
   else
     redis.call('RPUSH', s.cells_key, string.format('%.0f 1 %.0f', s.now_us, tokens))
@@ -115,9 +120,15 @@ local function charge(s, tokens)
   return s.made_cells - 1
 end
 
+-- Returns whether the cell is there: the server may have evicted the ledger.
 local function add_to_cell(s, index, requests, tokens)
-  local last_us, had, had_tokens = string.match(redis.call('LINDEX', s.cells_key, index), '^(%d+) (%d+) (%d+)$')
+  local cell = redis.call('LINDEX', s.cells_key, index)
+  if not cell then
+    return false
+  end
+  local last_us, had, had_tokens = string.match(cell, '^(%d+) (%d+) (%d+)$')
   redis.call('LSET', s.cells_key, index, string.format('%s %.0f %.0f', last_us, had + requests, had_tokens + tokens))
+  return true
 end
 
 -- A call that was sent late leaves the provider's window late: charge it to a later cell of the ledger.
@@ -128,7 +139,11 @@ local function postpone(s, r, late_us)
   local index = r.cell - s.gone_cells
   local sent_us, to, last_us = min(r.at_us + late_us, s.now_us), index, nil
   repeat
-    last_us = tonumber(string.match(redis.call('LINDEX', s.cells_key, to), '^%d+'))
+    local cell = redis.call('LINDEX', s.cells_key, to)
+    if not cell then
+      return
+    end
+    last_us = tonumber(string.match(cell, '^%d+'))
     to = to + 1
   until last_us >= sent_us or to >= s.made_cells - s.gone_cells
   if last_us < sent_us then
@@ -142,8 +157,8 @@ end
 
 -- Change what a grant was charged by so many requests and tokens.
 local function correct(s, r, requests, tokens)
-  if r.cell >= s.gone_cells and r.cell < s.made_cells then
-    add_to_cell(s, r.cell - s.gone_cells, requests, tokens)
+  local in_ledger = r.cell >= s.gone_cells and r.cell < s.made_cells
+  if in_ledger and add_to_cell(s, r.cell - s.gone_cells, requests, tokens) then
     s.requests, s.tokens = s.requests + requests, s.tokens + tokens
   end
   if s.request_us > 0 then
@@ -258,13 +273,20 @@ local function close(s)
     s.kept_us = need_us + 2 * SPARE_US
   end
   local changes = { 'state', packed(s) }
-  for _, field in ipairs({ 'limits', 'requests_floors', 'tokens_floors' }) do
-    if s[field] ~= s['old_' .. field] then
-      changes[#changes + 1], changes[#changes + 2] = field, s[field]
-    end
+  local function change(field, value)
+    changes[#changes + 1], changes[#changes + 2] = field, value
+  end
+  if s.limits ~= s.old_limits then
+    change('limits', s.limits)
+  end
+  if s.requests_floors ~= s.old_requests_floors then
+    change('requests_floors', s.requests_floors)
+  end
+  if s.tokens_floors ~= s.old_tokens_floors then
+    change('tokens_floors', s.tokens_floors)
   end
   if s.cool_until_us ~= s.old_cool_until_us then
-    changes[#changes + 1], changes[#changes + 2] = 'cool_until_us', whole(s.cool_until_us)
+    change('cool_until_us', whole(s.cool_until_us))
   end
   redis.call('HSET', s.key, unpack(changes))
   local keep_ms = ceil((s.kept_us - s.now_us) / 1000)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 import uuid
 from collections.abc import Callable, Coroutine
@@ -50,6 +51,8 @@ class RedisLimiter:
         self._process = process
         self._events = events
         self._turns = Turns(redis, process=process, hold_s=hold_s)
+        self._run_id = uuid.uuid4().hex[:8]
+        self._numbers = itertools.count()
         # Who waits here, by ticket: done when its turn came early.
         self._waiters: dict[str, asyncio.Future[None]] = {}
         self._errands: set[asyncio.Task[None]] = set()
@@ -58,7 +61,7 @@ class RedisLimiter:
         """Wait for the turn of one request of `tokens` tokens."""
         if self._clock.stopping:
             return Stopped()
-        ticket = f"{owner}.{uuid.uuid4().hex[:12]}"
+        ticket = f"{owner}.{self._run_id}.{next(self._numbers)}"
         try:
             return await self._await_turn(lane, ticket, tokens=tokens, owner=owner)
         except asyncio.CancelledError:

@@ -80,7 +80,6 @@ end
 --   requests_floors,  cmsgpack of { cell, backlog, cell, backlog, ... }, see `note_floor`
 --   tokens_floors
 local LIMITS, STATE = '<ddddddd', '<ddddddddddddddddd'
-local NEW = string.rep('\0', 17 * 8)
 -- A lane that cooled down has nothing saved up: at the end there is this much at once, no more.
 local START_US = 1000000
 
@@ -102,7 +101,7 @@ local function read(lane, server_us)
     s.avg_tokens,                               -- of the calls that were asked for last
     s.told_rpm, s.told_tpm, s.told_until_us,    -- limits that the provider told, 0 if not lower than ours
     s.kept_us                                   -- when the keys expire
-    = struct.unpack(STATE, raw[2] or NEW)
+    = struct.unpack(STATE, raw[2] or string.rep('\0', struct.size(STATE)))
   s.cool_until_us = tonumber(raw[5]) or 0
   s.old_cool_until_us = s.cool_until_us
   s.now_us = server_us + s.offset_us
@@ -147,15 +146,17 @@ end
 -- Drop the cells that have left the window. Each is dropped once: the cost is that of its making.
 local function forget(s)
   while s.gone_cells < s.made_cells and s.oldest_gone_us <= s.now_us do
-    if s.newest_us + WINDOW_US <= s.now_us then
+    local oldest = s.newest_us + WINDOW_US > s.now_us and redis.call('LPOP', s.cells_key)
+    local after = oldest and redis.call('LINDEX', s.cells_key, 0)
+    if not after then
       redis.call('DEL', s.cells_key)
       s.gone_cells, s.requests, s.tokens = s.made_cells, 0, 0
       return
     end
-    local _, requests, tokens = string.match(redis.call('LPOP', s.cells_key), '^(%d+) (%d+) (%d+)$')
+    local requests, tokens = string.match(oldest, ' (%d+) (%d+)$')
     s.gone_cells = s.gone_cells + 1
     s.requests, s.tokens = s.requests - requests, s.tokens - tokens
-    s.oldest_gone_us = string.match(redis.call('LINDEX', s.cells_key, 0), '^%d+') + WINDOW_US
+    s.oldest_gone_us = string.match(after, '^%d+') + WINDOW_US
   end
 end
 

@@ -9,9 +9,9 @@ import struct
 from dataclasses import dataclass
 from enum import IntEnum
 from importlib import resources
+from typing import Any
 
 from redis.asyncio import Redis
-from redis.commands.core import AsyncScript
 
 from schemas import names
 from schemas.lane import Lane
@@ -22,6 +22,7 @@ from worker.errors import redis_away
 # As in turns.lua: calls reach the provider, and end there, this much earlier or later than our clock says.
 JITTER_S = 0.25
 LANES_AT_ONCE = 200
+_KNOWN_LIMITS = 10_000
 _MINUTE_S = 60.0
 
 
@@ -54,18 +55,17 @@ class Turns:
         """Take a call for lost when it was not ended within `hold_s`."""
         self._process = process
         self._hold_s = hold_s
-        self._limits: dict[LaneLimits, bytes] = {}
+        # By identity: to hash so many fields takes longer than to pack them.
+        self._packed: dict[int, tuple[LaneLimits, bytes]] = {}
         self._reserve, self._settle, self._cool_down, self._believe, self._expire = (
-            _script(redis, name) for name in ("reserve", "settle", "cool_down", "believe", "expire")
+            _Script(redis, source(name)) for name in ("reserve", "settle", "cool_down", "believe", "expire")
         )
 
     async def ask(self, lane: Lane, limits: LaneLimits, *, ticket: str, tokens: int, owner: str) -> Asked:
         """Ask for a turn, ask again, or confirm a grant; the same ticket is the same question."""
-        packed = self._limits.get(limits)
-        if packed is None:
-            packed = self._limits[limits] = pack_limits(limits, hold_s=self._hold_s)
+        packed = self._pack(limits)
         with redis_away():
-            reply, amount = await self._reserve(args=[lane.key, ticket, owner, self._process, tokens, packed])
+            reply, amount = await self._reserve(lane.key, ticket, owner, self._process, tokens, packed)
         return Asked(Reply(reply), amount)
 
     async def settle(self, lane: Lane, ticket: str, *, used_tokens: int, late_s: float = 0.0, fault_over: bool) -> bool:
@@ -73,19 +73,19 @@ class Turns:
 
         `late_s` is how much later than its turn the call may have been sent.
         """
-        args = [lane.key, ticket, used_tokens, int(fault_over), round(late_s * 1e6)]
+        late_us = round(late_s * 1e6)
         with redis_away():
-            return bool(await self._settle(args=args))
+            return bool(await self._settle(lane.key, ticket, used_tokens, int(fault_over), late_us))
 
     async def give_back(self, lane: Lane, ticket: str) -> bool:
         """Take back the question, or a reservation that was certainly not sent; False if there is none (any more)."""
         with redis_away():
-            return bool(await self._settle(args=[lane.key, ticket, -1, 0, 0]))
+            return bool(await self._settle(lane.key, ticket, -1, 0, 0))
 
     async def cool_down(self, lane: Lane, *, delay_s: float) -> None:
         """Grant nothing for this long."""
         with redis_away():
-            await self._cool_down(args=[lane.key, round(delay_s * 1e6)])
+            await self._cool_down(lane.key, round(delay_s * 1e6))
 
     async def believe(self, lane: Lane, limits: LaneLimits, told: QuotaTold) -> float:
         """Take in the provider's word; return for how many seconds nothing is granted because of it, else 0."""
@@ -101,12 +101,30 @@ class Turns:
                 "" if reset_s is None else round(reset_s * 1e6),
             ]
         with redis_away():
-            return int(await self._believe(args=args)) / 1e6
+            return int(await self._believe(*args)) / 1e6
 
     async def expire(self) -> int:
         """Free what dead processes left, of the lanes whose turn it is to be looked at."""
         with redis_away():
-            return int(await self._expire(args=[LANES_AT_ONCE]))
+            return int(await self._expire(LANES_AT_ONCE))
+
+    def _pack(self, limits: LaneLimits) -> bytes:
+        known = self._packed.get(id(limits))
+        if known is None:
+            if len(self._packed) >= _KNOWN_LIMITS:
+                self._packed.clear()
+            known = self._packed[id(limits)] = (limits, pack_limits(limits, hold_s=self._hold_s))
+        return known[1]
+
+
+class _Script:
+    """A script that takes no keys."""
+
+    def __init__(self, redis: Redis, text: str) -> None:
+        self._script = redis.register_script(text)
+
+    async def __call__(self, *args: str | bytes | float) -> Any:
+        return await self._script(keys=[], args=args)
 
 
 def channel(process: str) -> str:
@@ -135,8 +153,3 @@ def source(name: str) -> str:
     """Return a script's text; the prelude of all comes first."""
     package = resources.files("worker.limits")
     return "\n".join(package.joinpath(f"{part}.lua").read_text("utf-8") for part in ("turns", "grants", name))
-
-
-def _script(redis: Redis, name: str) -> AsyncScript:
-    script: AsyncScript = redis.register_script(source(name))
-    return script
