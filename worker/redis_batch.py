@@ -77,7 +77,7 @@ class BatchedRedis(Redis):
             # A pipeline of one costs half as much again.
             (call,) = calls
             try:
-                return [await self.execute_command("EVALSHA", call.script.sha, len(call.keys), *call.keys, *call.args)]
+                return [await self.evalsha(call.script.sha, len(call.keys), *call.keys, *call.args)]
             except ResponseError as error:
                 return [error]
         async with self.pipeline(transaction=False) as pipe:
