@@ -33,6 +33,7 @@ from schemas.lane import LaneFault, LaneStatus
 from schemas.scripts import read_script
 from schemas.settings import Settings
 from worker import logs
+from worker.limits import turns
 
 HOST = "127.0.0.1"
 ADDRESS_FILE = "address"
@@ -112,6 +113,7 @@ class QueueCollector(Collector):
         """Keep the client; its time-outs bound a scrape."""
         self._client = client
         self._look = client.register_script(read_script("schemas", "lanes.lua"))
+        self._use = client.register_script(turns.source("use"))
 
     def describe(self) -> Iterator[Metric]:
         """Name nothing: a registry must not ask Redis when the collector is registered."""
@@ -138,13 +140,15 @@ class QueueCollector(Collector):
         ask.zcard(names.SNOOZED)
         ask.hgetall(names.FAULTS)
         self._look(keys=[], args=[MAX_LANES_READ], client=ask)
-        (seconds, micros), running, snoozed, faults, reports = ask.execute()
+        self._use(keys=[], args=[MAX_LANES_SHOWN], client=ask)
+        (seconds, micros), running, snoozed, faults, reports, uses = ask.execute()
         lanes = [LaneStatus.from_report([str(value) for value in report], {}) for report in reports]
         now_ms = seconds * 1000 + micros // 1000
         return [
             _jobs_family(waiting=sum(lane.waiting for lane in lanes), running=running, snoozed=snoozed),
             _gauge("queue_lanes", "Lanes that have waiting jobs or are paused.", len(lanes)),
             *_lane_families(lanes, now_ms=now_ms),
+            *_use_families(uses),
             _faults_family(faults),
         ]
 
@@ -182,6 +186,23 @@ def _lane_families(lanes: list[LaneStatus], *, now_ms: int) -> list[Metric]:
         if lane.paused:
             paused.add_metric([lane.name], 1)
     return [depth, age, paused]
+
+
+def _use_families(uses: list[list[str]]) -> list[Metric]:
+    """Return what lanes with calls waiting or in flight have used of their limits, as worker/limits/use.lua tells."""
+    prefix = f"{names.METRIC_PREFIX}_lane"
+    ratio = GaugeMetricFamily(
+        f"{prefix}_quota_used_ratio", "Share of a lane's limit that the last minute used.", labels=["lane", "kind"]
+    )
+    calls = GaugeMetricFamily(
+        f"{prefix}_calls", "Calls of a lane that wait for their turn, or are in flight.", labels=["lane", "state"]
+    )
+    for lane, requests, rpm, tokens, tpm, in_flight, waiting in uses:
+        ratio.add_metric([lane, "requests"], int(requests) / int(rpm))
+        ratio.add_metric([lane, "tokens"], int(tokens) / int(tpm))
+        calls.add_metric([lane, "in_flight"], int(in_flight))
+        calls.add_metric([lane, "waiting"], int(waiting))
+    return [ratio, calls]
 
 
 def _faults_family(faults: dict[str, str]) -> Metric:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -20,12 +21,14 @@ from typing import get_args
 import pytest
 import redis
 from prometheus_client import CollectorRegistry
+from redis.asyncio import Redis
 
 from producer import Producer
 from producer.lanes import Lanes
 from schemas import names
 from schemas.errors import InputError
 from schemas.lane import Lane, LaneFault
+from schemas.lane_limits import LaneLimits
 from schemas.outcome import Code
 from schemas.settings import Settings
 from tests.given import a_job
@@ -45,6 +48,7 @@ from worker.events import (
     ToolCrashed,
     WebhookAttempted,
 )
+from worker.limits.turns import Turns
 from worker.metrics import MAX_LABEL_VALUES, REST, Metrics
 from worker.metrics_server import MAX_LANES_SHOWN, QueueCollector, registry_for
 
@@ -213,6 +217,22 @@ def test_the_queue_is_read_from_redis(client: redis.Redis) -> None:
     assert samples['assistq_lane_faulted{code="key_refused",lane="demo/openai/m1"}'] == 1
     assert samples['assistq_lane_faulted{code="unreadable",lane="demo/openai/m2"}'] == 1
     assert 499 <= samples['assistq_lane_oldest_seconds{lane="?b/p/a@production"}'] <= 500 + DEADLINE_S
+
+
+def test_the_use_of_a_lanes_quota_is_shown_while_it_has_calls(client: redis.Redis, valkey_url: str) -> None:
+    async def use() -> None:
+        async with Redis.from_url(valkey_url) as connection:
+            turns = Turns(connection, process="p", hold_s=60)
+            limits = LaneLimits(rpm=4, tpm=1000, shape="window")
+            for number, tokens in enumerate((100, 400, 600)):
+                await turns.ask(LANE, limits, ticket=f"j.{number}", tokens=tokens, owner="j")
+            await turns.settle(LANE, "j.0", used_tokens=50, fault_over=False)
+
+    asyncio.run(use())
+    samples = scrape(client)
+    assert samples[f'assistq_lane_quota_used_ratio{{kind="requests",lane="{LANE.key}"}}'] == 0.5
+    assert samples[f'assistq_lane_quota_used_ratio{{kind="tokens",lane="{LANE.key}"}}'] == 0.45
+    assert samples[f'assistq_lane_calls{{lane="{LANE.key}",state="in_flight"}}'] == 1
 
 
 def test_an_empty_queue_is_zeros(client: redis.Redis) -> None:
