@@ -8,7 +8,6 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, NamedTuple, TypeVar, cast
 
 import redis
@@ -33,6 +32,8 @@ log = logging.getLogger(__name__)
 
 # One call of the script: as many as keep the server from others for a few ms.
 CHUNK_JOBS = 500
+# Large jobs are sent in smaller chunks, for several chunks are held at once.
+CHUNK_BYTES = 1_000_000
 # What is made while others are sent; they then go in one round trip.
 CHUNKS_AHEAD = 4
 # How long an enqueue waits for the server's next flush to disk (it flushes each second).
@@ -137,7 +138,7 @@ class Producer:
             self._send(chunks, batch_id=batch_id, flush=False)
 
         with SendAhead(send, ahead=CHUNKS_AHEAD) as sending:
-            while chunk := list(islice(entries, CHUNK_JOBS)):
+            while chunk := _next_chunk(entries):
                 if workspace is None:
                     workspace = chunk[0].workspace
                     self._open_batch(batch_id, workspace=workspace, webhook=webhook, label=label)
@@ -400,6 +401,18 @@ def _answers() -> Iterator[None]:
 def row_job_id(batch_id: str, row: int) -> str:
     """Return the id of a batch's row for which the caller gave none."""
     return f"{batch_id}.{row}"
+
+
+def _next_chunk(entries: Iterator[_Entry]) -> list[_Entry]:
+    """Return the next CHUNK_JOBS jobs, or fewer that are large; none at the end."""
+    chunk: list[_Entry] = []
+    size = 0
+    for entry in entries:
+        chunk.append(entry)
+        size += len(entry.record)
+        if len(chunk) == CHUNK_JOBS or size >= CHUNK_BYTES:
+            break
+    return chunk
 
 
 def _batch_entry(item: InvokeJob | WrittenJob | RejectedRow, *, batch_id: str, row: int) -> _Entry:

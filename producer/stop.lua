@@ -4,13 +4,13 @@
 -- ARGV[1] pause, resume or cancel; ARGV[2] lane or batch; ARGV[3] its name; ARGV[4] most snoozed
 -- jobs to look through, ARGV[5] seconds for which jobs of a cancelled lane may come back to it
 --
--- What a worker has begun goes on: a paused job to its end, one of a cancelled batch to its next
--- step. Cancelled jobs that wait are drained by the workers (worker/queue/drain.lua), each to
+-- What a worker has begun goes on: a paused job to its end, or to its next call where its lane is
+-- paused, one of a cancelled batch to its next step. Cancelled jobs that wait are drained by the workers (worker/queue/drain.lua), each to
 -- its end in SQL; those that are blocked by their thread, or out, when they come back. Cancelling
 -- a lane means the jobs that were enqueued before now; a cancelled batch takes no more rows.
 --
--- Returns how many jobs wait there in lines; -1 for a batch that is not known, or has ended:
--- nothing was changed.
+-- Returns how many jobs wait there in lines; -1 for a batch that is not known, has ended, or is to be
+-- paused after it was cancelled: nothing was changed.
 
 local verb, kind, name = ARGV[1], ARGV[2], ARGV[3]
 local batch = 'aq:batch:' .. name
@@ -21,6 +21,12 @@ local function lines_of_lane()
   local found = {}
   for _, priority in ipairs(PRIORITIES) do
     for _, line in ipairs(redis.call('ZRANGE', 'aq:lines:' .. priority .. ':' .. name, 0, -1)) do
+      found[#found + 1] = line
+    end
+  end
+  for _, line in ipairs(lines_of_paused_batches()) do
+    local _, _, route = line_parts(line)
+    if lane_of(route) == name then
       found[#found + 1] = line
     end
   end
@@ -61,11 +67,9 @@ local function cancel_lane()
 end
 
 local function pause_batch()
-  if redis.call('HEXISTS', batch, 'cancelled_ms') == 0 then
-    redis.call('HSETNX', batch, 'paused_ms', now_ms)
-    for _, line in ipairs(lines) do
-      unregister_line(line)
-    end
+  redis.call('HSETNX', batch, 'paused_ms', now_ms)
+  for _, line in ipairs(lines) do
+    unregister_line(line)
   end
 end
 
@@ -109,7 +113,7 @@ local verbs = {
   lane = { pause = pause_lane, resume = resume_lane, cancel = cancel_lane },
   batch = { pause = pause_batch, resume = resume_batch, cancel = cancel_batch },
 }
-if kind == 'batch' and is_over() then
+if kind == 'batch' and (is_over() or (verb == 'pause' and redis.call('HEXISTS', batch, 'cancelled_ms') == 1)) then
   return -1
 end
 verbs[kind][verb]()

@@ -1,4 +1,4 @@
--- Look at the lanes that have waiting jobs or that somebody paused. Changes nothing.
+-- Look at the lanes that have waiting jobs, those of paused batches too, or that somebody paused. Changes nothing.
 --
 -- prelude: schemas/lines.lua
 -- ARGV[1] most lanes to look at
@@ -10,24 +10,38 @@
 local room = tonumber(ARGV[1])
 local seen, report = {}, {}
 
+-- Lines of paused batches, by the lane that they will go back to.
+local set_aside = {}
+for _, line in ipairs(lines_of_paused_batches()) do
+  local _, _, route = line_parts(line)
+  local lane = lane_of(route)
+  set_aside[lane] = set_aside[lane] or {}
+  table.insert(set_aside[lane], line)
+end
+
 local function look_at(lane)
   if seen[lane] or room <= 0 then
     return
   end
   seen[lane] = true
   room = room - 1
-  local waiting, oldest_ms = {}, nil
-  for _, priority in ipairs(PRIORITIES) do
-    waiting[priority] = 0
-    for _, line in ipairs(redis.call('ZRANGE', 'aq:lines:' .. priority .. ':' .. lane, 0, -1)) do
-      local key = 'aq:line:' .. line
-      waiting[priority] = waiting[priority] + redis.call('LLEN', key)
-      local head = redis.call('LINDEX', key, 0)
-      local since_ms = head and tonumber(redis.call('HGET', 'aq:job:' .. head, 'enqueued_ms') or '')
-      if since_ms and since_ms < (oldest_ms or math.huge) then
-        oldest_ms = since_ms
-      end
+  local waiting, oldest_ms = { I = 0, B = 0 }, nil
+  local function count(line)
+    local key, priority = 'aq:line:' .. line, line_parts(line)
+    waiting[priority] = waiting[priority] + redis.call('LLEN', key)
+    local head = redis.call('LINDEX', key, 0)
+    local since_ms = head and tonumber(redis.call('HGET', 'aq:job:' .. head, 'enqueued_ms') or '')
+    if since_ms and since_ms < (oldest_ms or math.huge) then
+      oldest_ms = since_ms
     end
+  end
+  for _, priority in ipairs(PRIORITIES) do
+    for _, line in ipairs(redis.call('ZRANGE', 'aq:lines:' .. priority .. ':' .. lane, 0, -1)) do
+      count(line)
+    end
+  end
+  for _, line in ipairs(set_aside[lane] or {}) do
+    count(line)
   end
   report[#report + 1] = {
     lane,
@@ -50,6 +64,9 @@ for _, lane in ipairs(redis.call('ZRANGE', 'aq:parked', 0, room)) do
   look_at(lane)
 end
 for _, lane in ipairs(redis.call('SMEMBERS', 'aq:paused')) do
+  look_at(lane)
+end
+for lane in pairs(set_aside) do
   look_at(lane)
 end
 return report

@@ -118,6 +118,19 @@ local function register_line(line)
   open_lane(lane)
 end
 
+-- The lines of paused batches: they have jobs and stand with no lane.
+local function lines_of_paused_batches()
+  local found = {}
+  for _, batch in ipairs(redis.call('ZRANGE', 'aq:batches', 0, -1)) do
+    if redis.call('HEXISTS', 'aq:batch:' .. batch, 'paused_ms') == 1 then
+      for _, line in ipairs(redis.call('SMEMBERS', 'aq:linesof:' .. batch)) do
+        found[#found + 1] = line
+      end
+    end
+  end
+  return found
+end
+
 local function unregister_line(line)
   local priority, _, route = line_parts(line)
   redis.call('ZREM', 'aq:lines:' .. priority .. ':' .. lane_of(route), line)

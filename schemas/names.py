@@ -32,6 +32,9 @@ server's clock.
 | `aq:ending` | set | batches whose last job ended and whose end is not yet in SQL |
 | `aq:limit:<lane>` | hash | the lane's token bucket, see worker/limits/reserve.lua |
 | `aq:seen:<calls that are alike>` | hash | histograms of what calls needed, see worker/limits/exchange_estimates.lua |
+| `aq:cells:<lane>`, `aq:tickets:<lane>`, `aq:held:<lane>` | | the lane's ledger of the last minute, who waits for a turn, who has one; see the same |
+| `aq:limited` | zset | lanes with calls waiting or in flight, by when they are looked at for dead owners |
+| `aq:expiry` | hash | when that was done last, see worker/limits/expire.lua |
 | `aq:faults` | hash | lanes that stand still -> JSON of LaneFault |
 """  # noqa: E501 - a table row is one line
 

@@ -46,7 +46,7 @@ from worker.in_flight import InFlight
 from worker.intake import BoundedBroker
 from worker.limits.estimate_exchange import EstimateExchange
 from worker.limits.learned import Estimates
-from worker.limits.redis_limiter import RedisLimiter
+from worker.limits.redis_limiter import HOLD_S, RedisLimiter
 from worker.metrics import Metrics
 from worker.parent import die_with_parent, heed_first_sigterm
 from worker.providers.agent_endpoint import AgentEndpoint
@@ -194,7 +194,15 @@ class Runtime(Middleware):
         )
         process = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         lanes = LaneConfig.load(settings)
-        limiter = RedisLimiter(redis, limits_of=lanes.limits_of, clock=clock, process=process, events=events)
+        limiter = RedisLimiter(
+            redis,
+            limits_of=lanes.limits_of,
+            clock=clock,
+            process=process,
+            events=events,
+            # The time-out is for each pause of a call; an answer that trickles may take longer.
+            hold_s=max(HOLD_S, 4 * settings.provider_timeout_s),
+        )
         estimates = Estimates()
         exchange = EstimateExchange(redis, estimates, events)
         conversation = Conversation(
@@ -293,7 +301,9 @@ class Runtime(Middleware):
         # everything else, holds the shutdown up for no longer.
         with suppress(TimeoutError, RedisAway):
             async with asyncio.timeout(_LEAVE_WITHIN_S):
-                await running.queue.leave(running.process)
+                # No place any more, but alive: else others would take its calls for lost.
+                left_s = max(0.0, self._ends_at_s - time.monotonic()) + _LEAVE_WITHIN_S
+                await running.queue.heartbeat(running.process, capacity=0, ttl_s=left_s)
 
     async def _stop(self, running: _Running) -> None:
         # The leases are renewed until the last call has ended.
@@ -304,6 +314,7 @@ class Runtime(Middleware):
         # What the last calls taught, the next worker shall know; a courtesy too.
         with suppress(TimeoutError, RedisAway):
             async with asyncio.timeout(_LEAVE_WITHIN_S):
+                await running.queue.leave(running.process)
                 await running.exchange.exchange(all_news=True)
         await running.toolbox.aclose()
         for client in running.clients:

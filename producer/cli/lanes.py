@@ -46,6 +46,8 @@ def _stopper(verb: Verb, says: str, told: Callable[[int], str]) -> click.Command
             else:
                 _check_lane(producer.lanes, name)
             waiting = producer.lanes.stop(verb, kind, name)
+            if verb == "cancel" and kind == "lane" and waiting == 0:
+                raise InputError(f"no job waits in lane '{name}'", mend="`assistq lanes` lists those in which some do")
         say(f"{kind} {name}: {told(waiting)}")
 
     return command

@@ -199,9 +199,9 @@ def test_a_wall_keeps_the_job_waiting_at_no_attempt_until_it_is_gone(table: Tabl
     (fault,) = works.producer.lane_faults(scene.workspace)
     assert fault.code == wait.code
     assert f"HTTP {wait.reply.status}: " in fault.reason
-    # The whole line is held: another job of it does not even ask.
+    # The whole lane is held: another job of it does not even ask.
     behind = scene.enqueue("behind")
-    assert works.redis.hget(f"aq:job:{job_id}", "attempts") == b"0"
+    assert not works.redis.hexists(f"aq:job:{job_id}", "attempts")
     asked = len(scene.asked)
 
     scene.plays(lambda *_: answers("at last"))

@@ -192,7 +192,7 @@ def test_threads_of_one_name_in_two_workspaces_know_nothing_of_each_other(scene:
 
 
 def test_a_history_is_bounded_by_whole_turns_and_keeps_no_tool_call_without_its_result(scene: Scene) -> None:
-    scene.assistant(history_tokens=120, max_steps=3)
+    scene.assistant(history_tokens=60, max_steps=3)
 
     def script(body: Any, n: int) -> Reply:
         last = body["messages"][-1]

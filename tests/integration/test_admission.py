@@ -561,9 +561,19 @@ class TestStopping:
         queue.producer.enqueue_many(of("w/p/a", 3), batch_id="b")
         queue.stop("pause", "batch", "b")
         assert queue.stop("cancel", "batch", "b") == 3
-        queue.stop("pause", "batch", "b")  # too late
+        with pytest.raises(ProducerError, match="has ended"):
+            queue.stop("pause", "batch", "b")  # too late
         assert len(await queue.drain_all()) == 3
         assert set(await queue.jobs.ending_batches()) == {"b"}
+
+    async def test_cancelling_a_lane_ends_the_jobs_of_its_paused_batches_too(self, queue: Queue) -> None:
+        lane = await queue.knows("w/p/a")
+        queue.producer.enqueue_many(of("w/p/a", 3), batch_id="b")
+        queue.stop("pause", "batch", "b")
+        (shown,) = [each for each in queue.producer.lanes.all() if each.name == lane]
+        assert shown.waiting == 3
+        assert queue.stop("cancel", "lane", lane) == 3
+        assert len(await queue.drain_all()) == 3
 
     async def test_a_batch_that_has_ended_or_never_was_cannot_be_stopped(self, queue: Queue) -> None:
         queue.producer.enqueue_many(of("w/p/a", 1), batch_id="b")

@@ -734,11 +734,31 @@ class TestCrashes:
         (refused,) = worker.all(StaleWorkRefused)
         assert (refused.job_id, refused.batch_id, refused.at) == ("j", "b", "journal")
         assert worker.all(JobEnded) == []
+        # Both calls are over, and both are counted.
+        assert not await worker.redis.exists(f"aq:held:{LANE.key}")
+        assert (await reserved(worker.redis, LANE))[0] == 2
         assert [row.output for row in other.rows()] == ["positive"]
         assert ended(producer).output == "positive"
         told = batch.status()
         assert told is not None
         assert told.counts == {Status.SUCCEEDED: 1}
+
+    async def test_a_job_that_is_cancelled_while_it_waits_for_its_turn_is_not_bought(
+        self, hire: Hire, producer: Producer, loopback_provider: LoopbackProvider
+    ) -> None:
+        worker = hire(limits=LaneLimits(rpm=600, tpm=100_000, burst_s=1))
+        producer.enqueue(a_job("first"))
+        await worker.run()
+        batch = producer.enqueue_many([a_job("j")], batch_id="b")
+        (hint,) = await released(worker.queue)
+        await worker.limiter.cool_down(LANE, delay_s=1)
+        waits = asyncio.create_task(worker.flow.run(hint))
+        await until(lambda: worker.redis.exists(f"aq:tickets:{LANE.key}"))
+        batch.cancel()
+        await asyncio.wait_for(waits, DEADLINE_S)
+        assert loopback_provider.count == 1
+        assert ended(producer).status is Status.CANCELLED
+        assert not await worker.redis.exists(f"aq:held:{LANE.key}")
 
     async def test_a_worker_that_hears_of_its_loss_stops_waiting_for_the_provider(
         self, worker: Worker, producer: Producer, loopback_provider: LoopbackProvider

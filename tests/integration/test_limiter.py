@@ -306,6 +306,39 @@ def test_the_room_of_a_lane_is_what_is_granted_then(
     runner.run(check())
 
 
+def test_who_waits_goes_back_to_the_line_when_the_lane_cools_down_for_long(
+    runner: asyncio.Runner, connection: Redis
+) -> None:
+    async def check() -> None:
+        async with SimulatedLane(connection, LaneLimits(rpm=60, burst_s=0.1)) as lane:
+            await lane.ask(10)
+            assert (await lane.ask(10)).reply is Reply.WAIT
+            await lane.cool_down(3600)
+            await lane.pass_time(2)
+            assert not lane.waiting
+            assert (await lane.books()).tickets == []
+
+    runner.run(check())
+
+
+def test_after_a_time_without_a_look_nobody_is_taken_for_dead_until_all_could_tell(
+    runner: asyncio.Runner, connection: Redis
+) -> None:
+    async def check() -> None:
+        async with SimulatedLane(connection, LaneLimits(max_concurrency=1)) as lane:
+            await lane.pass_time(1)
+            await lane.ask(10)
+            # Redis was away: no heartbeat is newer, and no look was had.
+            await lane.pass_time(60, sweeps=False)
+            for _ in range(3):
+                await lane.turns["p1"].expire()
+            assert (await lane.books()).in_flight == 1
+            await lane.pass_time(20)
+            assert (await lane.books()).in_flight == 1
+
+    runner.run(check())
+
+
 @pytest.mark.parametrize(("late_s", "leaves_after_s"), [(0.1, 60.25), (1.5, 61.75)])
 def test_a_call_that_was_sent_late_leaves_the_window_as_late(
     runner: asyncio.Runner, connection: Redis, late_s: float, leaves_after_s: float
@@ -568,7 +601,7 @@ class TestTime:
 async def keys(lane: SimulatedLane) -> dict[str, int]:
     """Return the limiter's keys with the seconds that they are kept for; -1 is for ever."""
     names_ = [text(key) for key in await lane.redis.keys("aq:*")]
-    return {key: await lane.redis.ttl(key) for key in names_ if key != names.WORKERS}
+    return {key: await lane.redis.ttl(key) for key in names_ if key not in (names.WORKERS, "aq:expiry")}
 
 
 class TestCoolDown:

@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -196,17 +196,22 @@ def test_jobs_run_in_all_processes_and_metrics_and_logs_tell_of_all_of_them(
     assert loopback_provider.requests[0].headers["authorization"] == f"Bearer {KEY}"
 
 
+def no_places(client: redis.Redis) -> bool:
+    """Return whether no process offers to run a job."""
+    return all(value.startswith(b"0 ") for value in cast("dict[bytes, bytes]", client.hgetall(names.WORKERS)).values())
+
+
 def test_one_process_has_256_calls_in_flight(
     start: Start, producer: Producer, loopback_provider: LoopbackProvider, rows: Callable[[], list[Job]]
 ) -> None:
     go, calls = threading.Event(), 256
     loopback_provider.script(holds_the_first(calls, go))
-    start(processes=1, threads=calls)
+    start(processes=1, threads=320)  # a tenth of the places is kept for other workspaces
     batch = producer.enqueue_many([a_job()] * 300, batch_id="b")
     loopback_provider.wait_for_requests(calls, deadline_s=DEADLINE_S)
     go.set()
     assert batch.wait(timeout_s=DEADLINE_S).counts == {Status.SUCCEEDED: 300}
-    assert loopback_provider.peak_in_flight == calls
+    assert loopback_provider.peak_in_flight >= calls
     assert loopback_provider.count == len(rows()) == 300
 
 
@@ -220,7 +225,7 @@ def test_sigterm_lets_calls_in_flight_finish_begins_no_other_and_leaves_nobody(
     loopback_provider.wait_for_requests(IN_FLIGHT, deadline_s=DEADLINE_S)
     os.kill(worker.pid, signal.SIGTERM)
     with redis.Redis.from_url(valkey_url) as client:
-        until(lambda: client.hlen(names.WORKERS) == 0, what="the processes leave", timeout_s=DEADLINE_S)
+        until(lambda: no_places(client), what="the processes offer no place any more", timeout_s=DEADLINE_S)
         go.set()
         assert worker.wait() == 0
         worker.leaves_nobody()

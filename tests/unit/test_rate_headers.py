@@ -68,9 +68,9 @@ def test_of_limits_for_input_and_output_the_tighter_one_is_told_and_neither_is_t
 
 
 @pytest.mark.parametrize("prefix", ["x-ratelimit", "RateLimit"])
-def test_plain_headers_are_about_requests(prefix: str) -> None:
+def test_plain_headers_are_about_requests_of_a_window_that_nobody_names(prefix: str) -> None:
     told = told_by({f"{prefix}-limit": "100", f"{prefix}-remaining": "0", f"{prefix}-reset": "17"})
-    assert told == QuotaTold(100, 0, 17.0)
+    assert told == QuotaTold(remaining_requests=0, reset_requests_s=17.0)
 
 
 @pytest.mark.parametrize("reset", [f"{NOW + 17}", f"{NOW + 17}000", f"{NOW + 17}.0"])

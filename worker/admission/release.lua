@@ -29,6 +29,7 @@ local UNKNOWN_TOKENS = 1000
 local UNPARK_AT_ONCE = 256
 -- A bound on what is looked at in vain in one call; the rest has its turn in the next.
 local LOOKS_AT_ONCE = 512
+local SKIPS_AT_ONCE = 5000
 local KEPT_FROM = 64
 -- A dead process's word from before the server's clock was set back.
 local HEARTBEAT_AT_MOST_MS = 120000
@@ -155,8 +156,8 @@ local function next_workspace()
   local head = redis.call('ZRANGE', 'aq:ring', skipped, skipped, 'WITHSCORES')
   while head[1] and free <= kept and kept > 0 and not holds_less_than_its_share(head[1]) do
     -- It has its share for as long as this call lasts: nothing ends meanwhile.
-    skipped, looks = skipped + 1, looks + 1
-    if looks >= LOOKS_AT_ONCE then
+    skipped = skipped + 1
+    if skipped >= SKIPS_AT_ONCE then
       return nil
     end
     head = redis.call('ZRANGE', 'aq:ring', skipped, skipped, 'WITHSCORES')

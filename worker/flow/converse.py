@@ -26,6 +26,8 @@ from worker.tools.base import Toolbox, Tools, ToolsUnavailable
 
 # A wait that is shorter is not worth telling about.
 _TELL_WAITS_FROM_S = 0.001
+# Somebody may have cancelled a job that waited for longer.
+_LOOK_AGAIN_AFTER_S = 0.25
 _LET_OUT_TOO_EARLY = Snoozed(delay_s=0, code=Code.LIMITER_WAIT, reason="the job's lane is paused or has no room now")
 _SHUTTING_DOWN = Snoozed(delay_s=0, code=Code.SHUTTING_DOWN, reason="the worker shuts down")
 
@@ -177,6 +179,9 @@ class Conversation:
             return decide_refusal(answer, tokens=tokens)
         if answer.waited_s >= _TELL_WAITS_FROM_S:
             self._events.emit(LimiterWaited(claimed.id, claimed.batch_id, lane, answer.waited_s))
+        if answer.waited_s >= _LOOK_AGAIN_AFTER_S and await self._queue.called_off(claimed):
+            await self._limiter.cancel(lane, answer)
+            return Cancelled()
         began_s = time.monotonic()
         try:
             reply = await provider.complete(request)
@@ -202,11 +207,14 @@ class Conversation:
             output=reply.output,
             retrieved=reply.retrieved,
         )
-        # Before anything else: from here on the reply is ours, whatever becomes of this worker.
-        cancelled = await self._queue.append(claimed, step, index=index)
-        self._estimates.learn(key, expected, reply.usage)
         grant = replace(answer, late_s=answer.late_s + reply.sent_after_s)
-        await self._limiter.settle(lane, grant, used_tokens=step.usage.total_tokens or tokens)
+        try:
+            # Before anything else: from here on the reply is ours, whatever becomes of this worker.
+            cancelled = await self._queue.append(claimed, step, index=index)
+            self._estimates.learn(key, expected, reply.usage)
+        finally:
+            # What it used is used, whoever the job belongs to by now.
+            await self._limiter.settle(lane, grant, used_tokens=step.usage.total_tokens or tokens)
         if reply.told is not None:
             await self._limiter.believe(lane, reply.told)
         self._tell(claimed, lane, began_s, outcome="ok", status=200, usage=step.usage)

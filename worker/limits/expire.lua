@@ -9,7 +9,20 @@ local LOOK_EVERY_US = 1000000
 -- Of a lane with more than this only a part is looked at each time.
 local RECORDS = 1000
 
+-- After so long without a look nobody could tell that he lives: all get this long to do so.
+local AWAY_US, BACK_US = 4000000, 8000000
+
 local server_us = clock()
+local looked = redis.call('HMGET', 'aq:expiry', 'looked_us', 'from_us')
+local from_us = tonumber(looked[2] or '0')
+if math.abs(server_us - tonumber(looked[1] or server_us)) > AWAY_US then
+  from_us = server_us + BACK_US
+  redis.call('HSET', 'aq:expiry', 'from_us', whole(from_us))
+end
+redis.call('HSET', 'aq:expiry', 'looked_us', whole(server_us))
+if server_us < from_us and from_us - server_us <= BACK_US then
+  return 0
+end
 local lanes = redis.call('ZRANGEBYSCORE', 'aq:limited', '-inf', whole(server_us), 'LIMIT', 0, ARGV[1])
 -- Later than anyone would write: the server's clock was set back.
 for _, lane in ipairs(redis.call('ZRANGEBYSCORE', 'aq:limited', whole(server_us + 2 * LOOK_EVERY_US), '+inf',

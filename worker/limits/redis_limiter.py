@@ -23,7 +23,7 @@ from worker.events import Events, ServiceFault
 from worker.limits.base import Answer, Granted, Later, Stopped, TooLarge
 from worker.limits.turns import Reply, Turns, channel
 
-# A call that was not ended after this long no longer counts as in flight; longer than any provider may take.
+# A call that was not ended after this long no longer counts as in flight; longer than a call should ever take.
 HOLD_S = 900.0
 _RETRY_S = 1.0
 # One wait for a message; shorter than the client's socket time-out.

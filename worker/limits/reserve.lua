@@ -70,6 +70,12 @@ if r then
     return sent(r)
   end
   local ahead, ahead_tokens = ahead_of(ticket_of({ id = id, tokens = tokens }))
+  if r and ahead and s.cool_until_us - s.now_us > HORIZON_US then
+    -- The lane cools down since it was told its turn: it waits in its line instead of on a worker.
+    give_back(s, r)
+    close(s)
+    return { 2, ceil(s.cool_until_us - s.now_us - HORIZON_US / 2) }
+  end
   if r and ahead then
     return wait(r, turn(s, ahead, ahead_tokens, r.tokens), is_full(s))
   end
@@ -80,9 +86,14 @@ if redis.call('SISMEMBER', 'aq:paused', lane) == 1 then
   close(s)
   return { 2, SLOT_RETRY_US }
 end
-if tokens > s.tpm then
+if tokens > s.own_tpm then
   close(s)
-  return { -1, s.tpm }
+  return { -1, s.own_tpm }
+end
+if tokens > s.tpm then
+  -- The provider says for now that a minute has less: that may pass.
+  close(s)
+  return { 2, max(SLOT_RETRY_US, min(MINUTE_US, s.told_until_us - s.now_us)) }
 end
 s.avg_tokens = s.avg_tokens > 0 and s.avg_tokens + (tokens - s.avg_tokens) / 16 or tokens
 r = { id = id, state = 'waiting', tokens = tokens, cell = 0, process = ARGV[4] }

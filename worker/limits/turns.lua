@@ -132,6 +132,7 @@ local function apply_limits(s)
     s.most,        -- most calls in flight, 0 for any number
     s.hold_us      -- after how long a call counts as lost
     = struct.unpack(LIMITS, s.limits)
+  s.own_tpm = s.tpm
   if s.told_until_us > s.now_us then
     s.rpm = s.told_rpm > 0 and min(s.rpm, s.told_rpm) or s.rpm
     s.tpm = s.told_tpm > 0 and min(s.tpm, s.told_tpm) or s.tpm

@@ -17,7 +17,7 @@ import email.utils
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from schemas.quota_told import QuotaTold
@@ -101,7 +101,8 @@ def _plain(found: Mapping[str, str], now_s: float) -> _Said:
         names = (f"{prefix}-{part}" for part in ("limit", "remaining", "reset"))
         said = _said(*map(found.get, names), now_s=now_s)
         if said:
-            return said
+            # A limit of some window, which nobody names: only what is left of it, and when it ends, is of use.
+            return replace(said, limit=None)
     structured = found.get("ratelimit", "")
     # Of several policies it is not said which is a minute's.
     if "," in structured:

@@ -171,6 +171,10 @@ class JobQueue:
             args += [hint.job_id, hint.epoch]
         return {_text(job_id) for job_id in await self._run("renew", [names.LEASES], args)}
 
+    async def called_off(self, claimed: Claimed) -> bool:
+        """Return whether the job was cancelled since it was claimed."""
+        return bool(await self._run("called_off", [], [claimed.id]))
+
     async def append(self, claimed: Claimed, step: AnyStep, *, index: int | None = None) -> bool:
         """Append a finished step to the job's journal, as its `index`-th if that is known; raises StaleJobError.
 

@@ -28,6 +28,9 @@ if now_ms < swept_ms - SET_BACK_MS then
       redis.call('ZINCRBY', times, now_ms - swept_ms, member)
     end
   end
+  for _, off in ipairs(redis.call('KEYS', 'aq:off:*')) do
+    redis.call('SET', off, redis.call('GET', off) + now_ms - swept_ms, 'KEEPTTL')
+  end
 elseif now_ms - swept_ms > tonumber(ARGV[2]) / 2 then
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now_ms)) do
     redis.call('ZADD', KEYS[1], now_ms + tonumber(ARGV[2]), id)
