@@ -54,13 +54,15 @@ class Works:
         self.database_url = database_url or f"sqlite:///{directory / 'assistq.db'}"
         # The path of a socket must be short.
         queue_dir = servers_dir / f"works-{next(_numbers)}"
-        self._valkey = ValkeyServer(
+        self._server = lambda: ValkeyServer(
             port=0,
             data_dir=queue_dir,
             unix_socket_path=queue_dir / "s",
+            persist=True,
             # Each write is on disk at once, so that no enqueue waits for it.
             config={"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"},
         )
+        self._valkey = self._server()
         redis_url = f"unix://{queue_dir / 's'}"
         self.scripts: dict[str, Script] = {}
         self.provider = LoopbackProvider(self._reply)
@@ -142,6 +144,23 @@ class Works:
         for job_id in leased:
             self.redis.zadd(redis_names.LEASES, {job_id: 1})
         self.start()
+
+    def kill_queue(self) -> None:
+        """Kill -9 the Valkey server."""
+        os.kill(int(self.redis.info("server")["process_id"]), signal.SIGKILL)
+        until(lambda: not self._queue_answers(), what="the server is gone")
+
+    def start_queue_again(self) -> None:
+        """Start the Valkey server on what its append-only file holds."""
+        self._valkey = self._server()
+        self._valkey.start()
+        until(self._queue_answers, what="the server answers")
+
+    def _queue_answers(self) -> bool:
+        try:
+            return bool(self.redis.ping())
+        except redis.RedisError:
+            return False
 
     @contextmanager
     def provider_away(self) -> Iterator[None]:
