@@ -212,8 +212,10 @@ class Played:
     async def _stop(self, verb: Verb, kind: Kind, name: str) -> None:
         over = False
         if kind == "batch":
-            total, finished = await self.redis.hmget(names.batch(name), "total", "finished")
+            fields = ("total", "finished", "cancelled_ms")
+            total, finished, cancelled = await self.redis.hmget(names.batch(name), *fields)
             over = total is not None and int(finished or 0) >= int(total)
+            over = over or (verb == "pause" and cancelled is not None)
         if over:
             with pytest.raises(ProducerError, match="has ended"):
                 Lanes(self.producer._redis).stop(verb, kind, name)
