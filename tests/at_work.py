@@ -63,7 +63,8 @@ class Works:
             config={"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"},
         )
         self._valkey = self._server()
-        redis_url = f"unix://{queue_dir / 's'}"
+        self._socket = queue_dir / "s"
+        redis_url = f"unix://{self._socket}"
         self.scripts: dict[str, Script] = {}
         self.provider = LoopbackProvider(self._reply)
         self.redis = redis.Redis.from_url(redis_url)
@@ -152,6 +153,8 @@ class Works:
 
     def start_queue_again(self) -> None:
         """Start the Valkey server on what its append-only file holds."""
+        # The dead server's: a new one takes it for that of a server that runs.
+        self._socket.unlink(missing_ok=True)
         self._valkey = self._server()
         self._valkey.start()
         until(self._queue_answers, what="the server answers")
