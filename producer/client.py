@@ -8,6 +8,8 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
 from typing import Any, NamedTuple, TypeVar, cast
 
 import redis
@@ -23,6 +25,7 @@ from schemas.batch import BatchStatus
 from schemas.errors import ProducerError, ResultTimeout
 from schemas.job import PRIORITY_MARKS, Identifier, InvokeJob, JobRecord, Rejection
 from schemas.lane import Lane, LaneFault
+from schemas.money import nanos
 from schemas.result import JobResult
 from schemas.scripts import read_script
 from schemas.settings import Settings
@@ -120,17 +123,25 @@ class Producer:
         webhook: str | None = None,
         batch_id: str | None = None,
         label: str = "",
+        expires_at: datetime | None = None,
+        spend_cap: Decimal | float | None = None,
+        retry_of: str | None = None,
     ) -> BatchHandle:
         """Enqueue jobs as one batch, in chunks of CHUNK_JOBS, of which at most some 2 * CHUNKS_AHEAD are held.
 
         The jobs start at once. The batch ends when the last of them has; then `webhook`, if
-        given, is called once. All jobs belong to one workspace. Sending the same jobs again
-        under the same `batch_id` enqueues only those that are missing. If `jobs` raises, the
-        batch stays open: send it again under its id.
+        given, is called once. Jobs that have not ended at `expires_at` end as expired, those that
+        would spend more than `spend_cap`, in the currency of the configured prices, as over_budget.
+        `retry_of` names the batch whose rows these are, to be run anew. All jobs belong to one
+        workspace. Sending the same jobs again under the same `batch_id` enqueues only those that are
+        missing. If `jobs` raises, the batch stays open: send it again under its id.
         """
         batch_id = _IDENTIFIER.validate_python(batch_id or f"batch_{uuid.uuid4().hex}")
         if webhook is not None:
             checked_url(webhook)
+        fields = _batch_fields(
+            webhook=webhook, label=label, expires_at=expires_at, spend_cap=spend_cap, retry_of=retry_of
+        )
         entries = (_batch_entry(item, batch_id=batch_id, row=row) for row, item in enumerate(jobs))
         workspace: str | None = None
 
@@ -141,7 +152,7 @@ class Producer:
             while chunk := _next_chunk(entries):
                 if workspace is None:
                     workspace = chunk[0].workspace
-                    self._open_batch(batch_id, workspace=workspace, webhook=webhook, label=label)
+                    self._open_batch(batch_id, {"workspace": workspace, **fields})
                 _refuse_other_workspaces(chunk, workspace)
                 sending.put(chunk)
         if workspace is None:
@@ -215,16 +226,15 @@ class Producer:
         """Close the connections."""
         self._redis.close()
 
-    def _open_batch(self, batch_id: str, *, workspace: str, webhook: str | None, label: str) -> None:
+    def _open_batch(self, batch_id: str, fields: dict[str, str]) -> None:
         key = names.batch(batch_id)
         now_ms = int(time.time() * 1000)
-        fields = {"workspace": workspace, "webhook": webhook or "", "label": label, "created_ms": now_ms}
         with _answers(), self._redis.pipeline(transaction=True) as pipe:
-            for field, value in fields.items():
-                pipe.hsetnx(key, field, str(value))
-            if webhook:
+            for field, value in {**fields, "created_ms": str(now_ms)}.items():
+                pipe.hsetnx(key, field, value)
+            if fields["webhook"]:
                 # A batch that is submitted again, to go on, may name its webhook only now.
-                pipe.hset(key, "webhook", webhook)
+                pipe.hset(key, "webhook", fields["webhook"])
             pipe.zadd(names.BATCHES, {batch_id: now_ms}, nx=True)
             pipe.execute()
 
@@ -401,6 +411,27 @@ def _answers() -> Iterator[None]:
 def row_job_id(batch_id: str, row: int) -> str:
     """Return the id of a batch's row for which the caller gave none."""
     return f"{batch_id}.{row}"
+
+
+def _batch_fields(
+    *,
+    webhook: str | None,
+    label: str,
+    expires_at: datetime | None,
+    spend_cap: Decimal | float | None,
+    retry_of: str | None,
+) -> dict[str, str]:
+    """Return what a batch's hash in Redis says of it from the beginning."""
+    fields = {"webhook": webhook or "", "label": label}
+    if expires_at is not None:
+        if expires_at.tzinfo is None:
+            raise ProducerError(f"expires_at {expires_at} has no time zone; say which, as with datetime.now(UTC)")
+        fields["expires_ms"] = str(int(expires_at.timestamp() * 1000))
+    if spend_cap is not None:
+        fields["spend_cap_nano"] = str(nanos(spend_cap))
+    if retry_of is not None:
+        fields["retry_of"] = retry_of
+    return fields
 
 
 def _next_chunk(entries: Iterator[_Entry]) -> list[_Entry]:

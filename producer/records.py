@@ -107,4 +107,8 @@ def _status(row: Batch) -> BatchStatus:
         completion_tokens=row.completion_tokens,
         created_ms=int(row.created_at.timestamp() * 1000),
         webhook=row.webhook,
+        expires_ms=None if row.expires_at is None else int(row.expires_at.timestamp() * 1000),
+        spend_cap_nano=row.spend_cap_nano,
+        cost_nano=row.cost_nano,
+        retry_of=row.retry_of,
     )

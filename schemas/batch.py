@@ -25,6 +25,9 @@ class BatchStatus(BaseModel):
     `total` is None while its rows are still being submitted. `counts` has one entry per
     final status that occurred. Tokens and requests are those of the jobs that ended. While it
     is `paused` none of its jobs starts; while it is `cancelling` those that are left end as cancelled.
+    Those that have not ended at `expires_ms` (ms since the epoch) end as expired, those that would
+    pass `spend_cap_nano` as over_budget; money is in nanos (schemas/money.py). `retry_of` is the
+    batch whose rows it runs anew.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -43,6 +46,10 @@ class BatchStatus(BaseModel):
     paused: bool = False
     cancelling: bool = False
     webhook: str | None = None
+    expires_ms: int | None = None
+    spend_cap_nano: int | None = None
+    cost_nano: int = 0
+    retry_of: str | None = None
 
     @classmethod
     def from_fields(cls, batch_id: str, fields: dict[str, str]) -> BatchStatus:
@@ -64,6 +71,10 @@ class BatchStatus(BaseModel):
             paused="paused_ms" in fields,
             cancelling="cancelled_ms" in fields and "state" not in fields,
             webhook=fields.get("webhook") or None,
+            expires_ms=int(fields["expires_ms"]) if "expires_ms" in fields else None,
+            spend_cap_nano=int(fields["spend_cap_nano"]) if "spend_cap_nano" in fields else None,
+            cost_nano=int(fields.get("cost_nano", "0")),
+            retry_of=fields.get("retry_of"),
         )
 
     @property

@@ -9,9 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_vali
 
 from schemas.assistant import Address, Environment, InlineAssistant, TemplateMessage, workspace_of
 from schemas.chat import Message
+from schemas.errors import InputError
 from schemas.outcome import Code
 from schemas.output import OutputSpec
 from schemas.parameters import Parameters
+from schemas.webhook import checked_url
 
 # Ids end in Redis keys, URLs and file columns: no white space, no control characters.
 Identifier = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@-]{0,199}$")]
@@ -32,6 +34,8 @@ class InvokeJob(Parameters):
     The parameters, `template`, `output` and `max_steps` override the assistant's. Of one
     workspace's jobs those with `priority` `interactive` run first; without one a single job is
     interactive, and a batch's is `batch`.
+
+    `webhook` is told how the job ended, once it has.
 
     With `do_not_record` (also `doNotRecord`) the job's row keeps ids, times, usage and
     status, and no content; its thread keeps the messages if the job names one.
@@ -54,6 +58,15 @@ class InvokeJob(Parameters):
     metadata: dict[str, MetadataValue] = Field(default_factory=dict)
     priority: Priority | None = None
     do_not_record: bool = Field(default=False, alias="doNotRecord")
+    webhook: str | None = Field(default=None, max_length=2048)
+
+    @field_validator("webhook")
+    @classmethod
+    def _webhook_is_an_address(cls, webhook: str | None) -> str | None:
+        try:
+            return None if webhook is None else checked_url(webhook)
+        except InputError as exc:
+            raise ValueError(str(exc)) from exc
 
     @field_validator("metadata")
     @classmethod

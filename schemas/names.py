@@ -25,7 +25,7 @@ server's clock.
 | `aq:swept` | string | when the last sweep was |
 | `aq:thread:<workspace>:<thread>` | list | jobs of one thread that have not ended; only the head may run |
 | `aq:workers` | hash | worker process -> `<capacity> <expires_ms>` |
-| `aq:batch:<batch>` | hash | `total` (once sealed), `enqueued`, `started` (ms), `finished`, one count per final status, `requests`, `prompt_tokens`, `completion_tokens`, `state`, `workspace`, `webhook`, `label`, `created_ms`; `paused_ms`, `cancelled_ms` once people stopped it |
+| `aq:batch:<batch>` | hash | `total` (once sealed), `enqueued`, `started` (ms), `finished`, one count per final status, `requests`, `prompt_tokens`, `completion_tokens`, `state`, `workspace`, `webhook`, `label`, `created_ms`, `cost_nano`; `expires_ms`, `spend_cap_nano` and `retry_of` if it was given them; `paused_ms`, `cancelled_ms` once people stopped it |
 | `aq:linesof:<batch>` | set | the lines that the batch's jobs have stood in |
 | `aq:rows:<batch>` | bitmap | rows that were enqueued: a row enters a batch once |
 | `aq:batches` | zset | batches by creation time |

@@ -46,6 +46,9 @@ class Code(StrEnum):
     TOOL_UNAVAILABLE = "tool_unavailable"
     TOOL_ANSWERS_MISSING = "tool_answers_missing"
     INTERNAL_ERROR = "internal_error"
+    KILLED_WORKERS = "killed_workers"
+    BATCH_BUDGET = "batch_budget"
+    WORKSPACE_BUDGET = "workspace_budget"
     # the lane's: the job waits, nothing of its own is wrong
     PROVIDER_UNREACHABLE = "provider_unreachable"
     KEY_REFUSED = "key_refused"
@@ -103,7 +106,10 @@ class Expired:
 
 @dataclass(frozen=True, slots=True)
 class OverBudget:
-    """The spend cap of its batch or workspace was reached."""
+    """The spend cap of its batch or workspace was reached; `code` says whose."""
+
+    code: Code
+    error: str
 
 
 @dataclass(frozen=True, slots=True)

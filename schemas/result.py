@@ -16,7 +16,8 @@ class JobResult(BaseModel):
 
     `output` is the validated value, or the reply's text where no output spec was given;
     None unless the job succeeded. Tokens are the provider's own count, summed over all
-    `requests` that the job made. `attempts` counts tries, the successful one included.
+    `requests` that the job made; `cost_nano` is what they cost (schemas/money.py),
+    0 without a price. `attempts` counts tries, the successful one included.
     `tool_calls` wait for the caller's answers; `choices` are the texts of all choices where
     more than one was asked for; `retrieved` are passages that a hosted assistant used.
     """
@@ -36,6 +37,7 @@ class JobResult(BaseModel):
     requests: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cost_nano: int = 0
     attempts: int = 0
     error_code: str | None = None
     error: str | None = None

@@ -28,8 +28,10 @@ class Settings(BaseSettings):
     the local model, if its extra is installed. `threads` is how many jobs each of the
     `processes` runs at once.
 
-    `private_network_workspaces` lists, with commas, the workspaces whose HTTP tools may
-    reach private, loopback and link-local addresses. The secrets that tools name are
+    `private_network_workspaces` lists, with commas, the workspaces whose HTTP tools and webhooks
+    may reach private, loopback and link-local addresses. A job that was running when its worker died
+    `max_kills` times ends as failed. A shutdown gives calls in flight `shutdown_grace_s` seconds. What
+    ended longer than `retention_days` ago is deleted; None keeps it for ever. The secrets that tools name are
     variables of their own, `ASSISTQ_SECRET_<NAME>` (tool_secrets).
     """
 
@@ -63,6 +65,9 @@ class Settings(BaseSettings):
     data_dir: Path = Path(".assistq")
     provider_timeout_s: float = Field(default=120.0, gt=0)
     max_attempts: int = Field(default=5, ge=1, le=100)
+    max_kills: int = Field(default=3, ge=1, le=100)
+    shutdown_grace_s: float = Field(default=30.0, gt=0, le=3600, allow_inf_nan=False)
+    retention_days: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
     @field_validator("data_dir", "lanes")

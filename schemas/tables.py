@@ -93,7 +93,11 @@ class AssistantEnvironment(SQLModel, table=True):
 
 
 class Job(SQLModel, table=True):
-    """A job that ended. Its primary key is what makes an end happen once."""
+    """A job that ended. Its primary key is what makes an end happen once.
+
+    `request` is the InvokeJob of one that did not succeed, to run it anew; None of one that is not to be recorded.
+    Money is in nanos (schemas/money.py).
+    """
 
     __tablename__ = "jobs"
     __table_args__ = (Index("jobs_of_batch", "batch_id", "row"),)
@@ -119,10 +123,12 @@ class Job(SQLModel, table=True):
     requests: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cost_nano: int = Field(default=0, sa_type=BigInteger)
     attempts: int = 0
     epoch: int
     variables: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
     job_metadata: dict[str, Any] = Field(sa_column=Column("metadata", JSON, nullable=False))
+    request: Any = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
     enqueued_at: datetime = Field(sa_type=UtcDateTime)
     finished_at: datetime = Field(sa_type=UtcDateTime, index=True)
 
@@ -167,7 +173,7 @@ class ThreadMessage(SQLModel, table=True):
 
 
 class Batch(SQLModel, table=True):
-    """A batch that ended, with its final counts."""
+    """A batch that ended, with its final counts. `retry_of` is the batch whose rows it ran anew."""
 
     __tablename__ = "batches"
 
@@ -180,7 +186,11 @@ class Batch(SQLModel, table=True):
     requests: int
     prompt_tokens: int
     completion_tokens: int
+    cost_nano: int = Field(default=0, sa_type=BigInteger)
+    spend_cap_nano: int | None = Field(default=None, sa_type=BigInteger)
+    retry_of: str | None = Field(default=None, index=True)
     webhook: str | None = None
+    expires_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
     created_at: datetime = Field(sa_type=UtcDateTime)
     finished_at: datetime = Field(sa_type=UtcDateTime)
 

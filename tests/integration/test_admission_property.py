@@ -95,7 +95,7 @@ class Played:
         if batch_id and await self.redis.hexists(names.batch(batch_id), "cancelled_ms"):
             return
         if batch_id:
-            self.producer._open_batch(batch_id, workspace=workspace, webhook=None, label="")
+            self.producer._open_batch(batch_id, {"workspace": workspace, "webhook": "", "label": ""})
         args = [batch_id, f"j{number}", "B" if batch else "I", job.route, workspace, thread, number]
         record: dict[str, Any] = {"id": f"j{number}", "job": job.model_dump(exclude_defaults=True, by_alias=True)}
         if batch_id:

@@ -42,7 +42,7 @@ FINALS: list[tuple[Final, Status]] = [
     (Failed(Code.REQUEST_REFUSED, "no"), Status.FAILED),
     (Cancelled(), Status.CANCELLED),
     (Expired(), Status.EXPIRED),
-    (OverBudget(), Status.OVER_BUDGET),
+    (OverBudget(Code.BATCH_BUDGET, "spent"), Status.OVER_BUDGET),
 ]
 
 

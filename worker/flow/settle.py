@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from schemas.chat import Usage
-from schemas.outcome import Failed, Final, InvalidOutput, Status, Succeeded, status_of
+from schemas.outcome import Failed, Final, InvalidOutput, OverBudget, Status, Succeeded, status_of
 from schemas.result import JobResult
 from worker.flow.moves import replies, turn
 from worker.flow.prepare import Prepared
@@ -85,7 +85,7 @@ def _end(outcome: Final) -> dict[str, Any]:
             return {"output": outcome.output, "tool_calls": outcome.tool_calls}
         case InvalidOutput():
             return {"error_code": outcome.code.value, "error": outcome.error, "raw_reply": outcome.raw_reply}
-        case Failed():
+        case Failed() | OverBudget():
             return {"error_code": outcome.code.value, "error": outcome.error}
         case _:
             return {}

@@ -115,5 +115,13 @@ def _job_values(settlement: Settlement) -> dict[str, Any]:
         "epoch": settlement.epoch,
         "variables": {} if record.job.do_not_record else record.job.variables,
         "metadata": {} if record.job.do_not_record else record.job.metadata,
+        "request": _to_run_anew(settlement),
         "enqueued_at": datetime.fromtimestamp(settlement.enqueued_ms / 1000, UTC),
     }
+
+
+def _to_run_anew(settlement: Settlement) -> dict[str, Any] | None:
+    record = settlement.record
+    if settlement.result.succeeded or record.job.do_not_record or record.rejection is not None:
+        return None
+    return record.job.model_dump(mode="json", exclude_defaults=True, by_alias=True)

@@ -204,7 +204,11 @@ def _end_batch(session: Session, status: BatchStatus) -> None:
             requests=status.requests,
             prompt_tokens=status.prompt_tokens,
             completion_tokens=status.completion_tokens,
+            cost_nano=status.cost_nano,
+            spend_cap_nano=status.spend_cap_nano,
+            retry_of=status.retry_of,
             webhook=status.webhook,
+            expires_at=None if status.expires_ms is None else datetime.fromtimestamp(status.expires_ms / 1000, UTC),
             created_at=created_at,
             finished_at=now,
         )
