@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from schemas import Message
+from schemas import Message, names
 from tests import mcp_server
 from tests.at_work import AT_HOME, Scene, Works, completion, said
 from tests.loopback_http import DEADLINE_S, Asked, LoopbackHttp, Told
@@ -290,26 +290,37 @@ def test_after_a_kill_no_tool_is_run_and_no_completion_bought_again(mortal: Work
     assert (result.prompt_tokens, result.completion_tokens) == (30, 12)
     assert [role for role, _ in scene.turns("t")] == ["user", "assistant", "tool", "tool", "assistant"]
     (started_again,) = [event for event in mortal.logged("job_started") if event["replayed_steps"]]
-    assert started_again["replayed_steps"] == 2
+    assert started_again["replayed_steps"] == 3
 
 
-def test_a_kill_while_a_tool_runs_runs_the_tools_of_that_round_again_but_buys_nothing_again(mortal: Works) -> None:
+def test_a_kill_while_tools_run_repeats_only_the_call_that_no_answer_came_of_and_under_the_same_key(
+    mortal: Works,
+) -> None:
     scene = Scene(mortal, workspace=AT_HOME)
     never = threading.Event()
+    asked_for: list[str] = []
 
-    def answer(_: Asked) -> Told:
-        if len(server.asked) == 1:
+    def answer(asked: Asked) -> Told:
+        asked_for.append(asked.target)
+        if asked.target == "/slow?q=x" and asked_for.count(asked.target) == 1:
             never.wait(DEADLINE_S)
         return Told(b"ok")
 
+    def keys(target: str) -> list[str | None]:
+        return [each.headers.get("idempotency-key") for each in server.asked if each.target == target]
+
     with LoopbackHttp(answer) as server:
-        scene.assistant(tools=[http_tool(server)])
-        scene.replies(completion(calls=[("c1", "lookup", {"q": "x"})]), completion("Done."))
+        scene.assistant(tools=[http_tool(server, "slow"), http_tool(server, "pay", method="POST")])
+        calls = [("c1", "slow", {"q": "x"}), ("c2", "pay", {"q": "y"})]
+        scene.replies(completion(calls=calls), completion("Done."))
         job_id = scene.enqueue("go")
-        until(lambda: server.asked, what="the tool is called")
+        until(lambda: mortal.redis.llen(names.journal(job_id)) == 2, what="one of the two answers is in the journal")
+        until(lambda: keys("/slow?q=x"), what="the slow one is called")
         mortal.kill()
         mortal.start_again()
         (result,) = mortal.results([job_id])
         never.set()
-    assert (result.output, result.requests, len(server.asked)) == ("Done.", 2, 2)
-    assert answered(scene.asked[1]) == [("c1", "ok")]
+        assert keys("/pay?q=y") == [f"{job_id}.0.1"]
+        assert keys("/slow?q=x") == [f"{job_id}.0.0"] * 2
+    assert (result.output, result.requests) == ("Done.", 2)
+    assert answered(scene.asked[1]) == [("c1", "ok"), ("c2", "ok")]

@@ -8,10 +8,11 @@ from schemas.chat import Message, ToolCall, Usage
 from schemas.outcome import Code, Failed, InvalidOutput, Succeeded
 from schemas.output import OutputSpec
 from worker.flow.moves import Ask, Rules, RunTools, next_move, turn
-from worker.queue.steps import AnyStep, ReplyStep, ToolsStep
+from worker.queue.steps import AnyStep, ReplyStep, ToolStep
 
 ENUM = OutputSpec(type="enum", enum=("yes", "no"))
 LOOK = ToolCall(id="c1", name="look", arguments="{}")
+SEE = ToolCall(id="c3", name="see", arguments="{}")
 CLICK = ToolCall(id="c2", name="click", arguments="{}")
 
 
@@ -23,7 +24,7 @@ class OfferedTools:
     def is_the_callers(self, name: str) -> bool:
         return name == "click"
 
-    async def run(self, calls: Any) -> Any:
+    async def run(self, calls: Any, **_: Any) -> Any:
         raise AssertionError("a move runs nothing")
 
 
@@ -33,8 +34,8 @@ def reply(content: str = "", *calls: ToolCall, finish_reason: str = "stop", refu
     )
 
 
-def answered(*calls: ToolCall) -> ToolsStep:
-    return ToolsStep(answers=tuple(Message(role="tool", content="seen", tool_call_id=call.id) for call in calls))
+def answered(call: ToolCall, *, position: int = 0) -> ToolStep:
+    return ToolStep(position=position, answer=Message(role="tool", content="seen", tool_call_id=call.id))
 
 
 def move(*steps: AnyStep, output: OutputSpec | None = None, max_steps: int = 10, max_repairs: int = 2) -> Any:
@@ -54,7 +55,7 @@ def test_a_reply_that_fits_the_spec_is_the_output() -> None:
 
 
 def test_tool_calls_are_run_before_anything_else_is_asked() -> None:
-    assert move(reply("", LOOK)) == RunTools(calls=(LOOK,))
+    assert move(reply("", LOOK)) == RunTools(reply=0, calls={0: LOOK})
 
 
 def test_after_the_tools_the_model_is_asked_with_their_answers_in_order() -> None:
@@ -63,7 +64,30 @@ def test_after_the_tools_the_model_is_asked_with_their_answers_in_order() -> Non
     assert isinstance(asked, Ask)
     assert [message.role for message in asked.messages] == ["assistant", "tool"]
     assert asked.messages[0].tool_calls == (LOOK,)
-    assert asked.new_messages == answered(LOOK).answers
+    assert asked.new_messages == (answered(LOOK).answer,)
+
+
+def test_only_the_calls_without_an_answer_are_run_after_a_crash() -> None:
+    both = reply("", LOOK, SEE)
+
+    assert move(both) == RunTools(reply=0, calls={0: LOOK, 1: SEE})
+    assert move(both, answered(SEE, position=1)) == RunTools(reply=0, calls={0: LOOK})
+
+
+def test_answers_are_told_in_the_order_of_the_calls_whichever_came_first() -> None:
+    late_first = (reply("", LOOK, SEE), answered(SEE, position=1), answered(LOOK, position=0))
+
+    asked = move(*late_first)
+
+    assert isinstance(asked, Ask)
+    assert [message.tool_call_id for message in asked.new_messages] == ["c1", "c3"]
+    assert [message.tool_call_id for message in turn((), (*late_first, reply("done")))] == [None, "c1", "c3", None]
+
+
+def test_a_second_round_is_told_apart_from_the_first() -> None:
+    second = move(reply("", LOOK), answered(LOOK), reply("", LOOK, SEE), answered(LOOK, position=0))
+
+    assert second == RunTools(reply=2, calls={1: SEE})
 
 
 def test_calls_of_the_callers_tools_end_the_job() -> None:
@@ -73,7 +97,7 @@ def test_calls_of_the_callers_tools_end_the_job() -> None:
 def test_our_tools_run_before_the_callers_are_handed_over() -> None:
     both = reply("", LOOK, CLICK)
 
-    assert move(both) == RunTools(calls=(LOOK,))
+    assert move(both) == RunTools(reply=0, calls={0: LOOK})
     assert move(both, answered(LOOK)) == Succeeded(output=None, tool_calls=(CLICK,))
 
 
@@ -154,7 +178,7 @@ def test_a_threads_turn_has_the_tools_rounds_and_the_answer_but_no_failed_output
 
 
 def test_a_threads_turn_has_what_a_hosted_assistant_exchanged_with_its_tools() -> None:
-    exchanged = (reply("", LOOK).message(), *answered(LOOK).answers)
+    exchanged = (reply("", LOOK).message(), answered(LOOK).answer)
 
     said = turn((), (reply("done").model_copy(update={"exchanged": exchanged}),))
 

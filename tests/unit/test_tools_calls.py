@@ -24,7 +24,7 @@ class Scripted:
     def mask(self, text: str) -> str:
         return text.replace("hush", "[secret]")
 
-    async def call(self, arguments: dict[str, Any]) -> str:
+    async def call(self, arguments: dict[str, Any], *, key: str | None = None) -> str:
         answer: str = await self._do(arguments)
         return answer
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -21,8 +22,8 @@ from worker.limits.learned import EstimateKey, Estimates
 from worker.providers.base import ChatRequest, Provider, StructuredOutput
 from worker.providers.errors import ProviderError, StructuredOutputUnsupported, Unreachable
 from worker.queue.queue import Claimed, JobQueue
-from worker.queue.steps import AnyStep, ReplyStep, ToolsStep
-from worker.tools.base import Toolbox, Tools, ToolsUnavailable
+from worker.queue.steps import AnyStep, ReplyStep, ToolStep
+from worker.tools.base import ToolAnswer, Toolbox, Tools, ToolsUnavailable
 
 # A wait that is shorter is not worth telling about.
 _TELL_WAITS_FROM_S = 0.001
@@ -42,9 +43,9 @@ class Conversed:
 
 @dataclass(frozen=True, slots=True)
 class _Journaled:
-    """A reply that stands in the journal; `cancelled` says that the job was called off meanwhile."""
+    """Steps that stand in the journal; `cancelled` says that the job was called off meanwhile."""
 
-    step: ReplyStep
+    steps: tuple[AnyStep, ...]
     cancelled: bool
 
 
@@ -102,21 +103,19 @@ class Conversation:
         steps = claimed.journal
         while True:
             move = next_move(steps, rules, tools)
-            step: AnyStep
             match move:
                 case Ask():
-                    bought = await self._buy(claimed, prepared, move, steps, provider=provider, tools=tools, lane=lane)
-                    if not isinstance(bought, _Journaled):
-                        return Conversed(outcome=bought, steps=steps)
-                    step, cancelled = bought.step, bought.cancelled
+                    made = await self._buy(claimed, prepared, move, steps, provider=provider, tools=tools, lane=lane)
+                    if not isinstance(made, _Journaled):
+                        return Conversed(outcome=made, steps=steps)
                 case RunTools():
                     if self._clock.stopping:
                         return Conversed(outcome=_SHUTTING_DOWN, steps=steps)
-                    step, cancelled = await self._run_tools(claimed, move, tools, index=len(steps))
+                    made = await self._run_tools(claimed, move, tools, first=len(steps))
                 case _:
                     return Conversed(outcome=move, steps=steps)
-            steps = (*steps, step)
-            if cancelled and isinstance(next_move(steps, rules, tools), Ask | RunTools):
+            steps += made.steps
+            if made.cancelled and isinstance(next_move(steps, rules, tools), Ask | RunTools):
                 return Conversed(outcome=Cancelled(), steps=steps)
 
     async def _buy(
@@ -218,18 +217,22 @@ class Conversation:
         if reply.told is not None:
             await self._limiter.believe(lane, reply.told)
         self._tell(claimed, lane, began_s, outcome="ok", status=200, usage=step.usage)
-        return _Journaled(step, cancelled=cancelled)
+        return _Journaled((step,), cancelled=cancelled)
 
-    async def _run_tools(self, claimed: Claimed, move: RunTools, tools: Tools, *, index: int) -> tuple[ToolsStep, bool]:
-        answers = await tools.run(move.calls)
-        step = ToolsStep(
-            answers=tuple(
-                Message(role="tool", content=answer.content, tool_call_id=answer.call_id, name=answer.name)
-                for answer in answers
-            )
-        )
-        cancelled = await self._queue.append(claimed, step, index=index)
-        for answer in answers:
+    async def _run_tools(self, claimed: Claimed, move: RunTools, tools: Tools, *, first: int) -> _Journaled:
+        """Run the calls; each answer is journaled as it comes, from the `first`-th step on, and then final."""
+        positions = tuple(move.calls)
+        steps: list[AnyStep] = []
+        cancelled = False
+        one_by_one = asyncio.Lock()
+
+        async def keep(call: int, answer: ToolAnswer) -> None:
+            nonlocal cancelled
+            told = Message(role="tool", content=answer.content, tool_call_id=answer.call_id, name=answer.name)
+            step = ToolStep(position=positions[call], answer=told)
+            async with one_by_one:
+                cancelled = await self._queue.append(claimed, step, index=first + len(steps))
+                steps.append(step)
             self._events.emit(
                 ToolCalled(
                     job_id=claimed.id,
@@ -239,7 +242,11 @@ class Conversation:
                     duration_s=answer.ended_s - answer.began_s,
                 )
             )
-        return step, cancelled
+
+        # The reply's place tells rounds apart, so that a call which comes again has the same key.
+        keys = [f"{claimed.id}.{move.reply}.{position}" for position in positions]
+        await tools.run(tuple(move.calls.values()), keys=keys, answered=keep)
+        return _Journaled(tuple(steps), cancelled=cancelled)
 
     async def _met(
         self, error: ProviderError, claimed: Claimed, lane: Lane, grant: Granted

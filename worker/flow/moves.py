@@ -6,13 +6,15 @@ the same moves up to where it was.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import groupby
 
 from schemas.chat import Message, ToolCall
 from schemas.outcome import Code, Failed, Final, InvalidOutput, Succeeded
 from schemas.output import OutputSpec
 from worker.flow.output import OutputError, read_output
-from worker.queue.steps import AnyStep, ReplyStep, ToolsStep
+from worker.queue.steps import AnyStep, ReplyStep, ToolStep
 from worker.tools.base import Tools
 
 
@@ -30,9 +32,17 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class RunTools:
-    """Run these calls of the last reply."""
+    """Run these calls of the last reply, by their position in it: those that no answer stands of yet.
 
-    calls: tuple[ToolCall, ...]
+    `reply` is the reply's own position among the steps.
+    """
+
+    reply: int
+    calls: Mapping[int, ToolCall]
+
+    def without(self, position: int) -> RunTools:
+        """Return what is left once this call is answered."""
+        return replace(self, calls={at: call for at, call in self.calls.items() if at != position})
 
 
 Move = Ask | RunTools | Final
@@ -53,25 +63,37 @@ def next_move(steps: tuple[AnyStep, ...], rules: Rules, tools: Tools) -> Move:
     new: list[Message] = []
     repairs = asked = 0
     move: Move = Ask(messages=(), new_messages=())
-    for step in steps:
+    for at, step in enumerate(in_order(steps)):
         match step:
             case ReplyStep():
                 asked += 1
                 spoken.append(step.message())
                 new = []
-                move = _after_reply(step, rules, tools, asked=asked, repairs=repairs)
+                move = _after_reply(step, rules, tools, at=at, asked=asked, repairs=repairs)
                 if isinstance(move, Ask):
                     repairs += 1
                     spoken += move.new_messages
                     new = list(move.new_messages)
                     move = Ask(messages=tuple(spoken), new_messages=tuple(new))
-            case ToolsStep():
-                spoken += step.answers
-                new += step.answers
-                move = _after_tools(spoken, tools) or Ask(messages=tuple(spoken), new_messages=tuple(new))
+            case ToolStep():
+                spoken.append(step.answer)
+                new.append(step.answer)
+                left = move.without(step.position) if isinstance(move, RunTools) else None
+                if left and left.calls:
+                    move = left
+                else:
+                    move = _after_tools(spoken, tools) or Ask(messages=tuple(spoken), new_messages=tuple(new))
             case _:
                 continue
     return move
+
+
+def in_order(steps: tuple[AnyStep, ...]) -> tuple[AnyStep, ...]:
+    """Return the steps with the answers to one reply's calls in the order of the calls, which is how they are told."""
+    ordered: list[AnyStep] = []
+    for _, together in groupby(steps, key=lambda step: isinstance(step, ToolStep)):
+        ordered += sorted(together, key=lambda step: step.position if isinstance(step, ToolStep) else 0)
+    return tuple(ordered)
 
 
 def replies(steps: tuple[AnyStep, ...]) -> tuple[ReplyStep, ...]:
@@ -86,27 +108,27 @@ def turn(job_messages: tuple[Message, ...], steps: tuple[AnyStep, ...]) -> tuple
     that had to be repaired is left out, with the repair.
     """
     said: list[Message] = [*job_messages]
-    for position, step in enumerate(steps):
+    for at, step in enumerate(in_order(steps)):
         match step:
             case ReplyStep():
-                is_last = not any(isinstance(later, ReplyStep) for later in steps[position + 1 :])
+                is_last = not any(isinstance(later, ReplyStep) for later in steps[at + 1 :])
                 said += step.exchanged
                 if step.tool_calls or is_last:
                     said.append(step.message())
-            case ToolsStep():
-                said += step.answers
+            case ToolStep():
+                said.append(step.answer)
             case _:
                 continue
     return tuple(said)
 
 
-def _after_reply(reply: ReplyStep, rules: Rules, tools: Tools, *, asked: int, repairs: int) -> Move:
+def _after_reply(reply: ReplyStep, rules: Rules, tools: Tools, *, at: int, asked: int, repairs: int) -> Move:
     if reply.finish_reason == "content_filter":
         return Failed(code=Code.CONTENT_FILTER, error="the provider's content filter held the answer back")
     if reply.refusal:
         return Failed(code=Code.REFUSED_BY_MODEL, error=f"the model refused: {reply.refusal}")
     if reply.tool_calls:
-        ours = tuple(call for call in reply.tool_calls if not tools.is_the_callers(call.name))
+        ours = {at: call for at, call in enumerate(reply.tool_calls) if not tools.is_the_callers(call.name)}
         if not ours:
             return Succeeded(output=reply.content or None, tool_calls=reply.tool_calls)
         if asked >= rules.max_steps:
@@ -114,7 +136,7 @@ def _after_reply(reply: ReplyStep, rules: Rules, tools: Tools, *, asked: int, re
                 code=Code.STEP_LIMIT,
                 error=f"the model still called tools after {asked} steps; raise max_steps (up to 20), or say less",
             )
-        return RunTools(calls=ours)
+        return RunTools(reply=at, calls=ours)
     if reply.finish_reason == "tool_calls" and not reply.content:
         # A hosted assistant that ran its own tools until its steps were used up.
         return Failed(code=Code.STEP_LIMIT, error=f"the assistant gave no answer within {rules.max_steps} steps")

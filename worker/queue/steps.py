@@ -43,13 +43,17 @@ class ReplyStep(BaseModel):
         )
 
 
-class ToolsStep(BaseModel):
-    """The answers to one reply's tool calls, in the order of the calls: tools are not run again."""
+class ToolStep(BaseModel):
+    """The answer to one tool call of the last reply, its `position`-th from 0: that call is not made again.
+
+    The calls of a reply run at once, so their answers stand in the order in which they came.
+    """
 
     model_config = ConfigDict(frozen=True)
 
-    kind: Literal["tools"] = "tools"
-    answers: tuple[Message, ...]
+    kind: Literal["tool"] = "tool"
+    position: int
+    answer: Message
 
 
 class ResultStep(BaseModel):
@@ -61,7 +65,7 @@ class ResultStep(BaseModel):
     result: JobResult
 
 
-AnyStep = ReplyStep | ToolsStep | ResultStep
+AnyStep = ReplyStep | ToolStep | ResultStep
 Step = Annotated[AnyStep, Field(discriminator="kind")]
 
 _ADAPTER: TypeAdapter[AnyStep] = TypeAdapter(Step)

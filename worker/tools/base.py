@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -32,6 +32,10 @@ class ToolAnswer:
     ended_s: float
 
 
+Answered = Callable[[int, ToolAnswer], Awaitable[None]]
+"""Told a call's position among the calls, and its answer."""
+
+
 class ToolsUnavailable(Exception):  # noqa: N818 - the name says what happened
     """The tools of an assistant cannot be offered: one is not installed, or its server does not answer.
 
@@ -56,8 +60,13 @@ class Tools(Protocol):
         """Return whether a call of this name ends the job, for its caller to answer."""
         ...
 
-    async def run(self, calls: Sequence[ToolCall]) -> tuple[ToolAnswer, ...]:
+    async def run(
+        self, calls: Sequence[ToolCall], *, keys: Sequence[str] = (), answered: Answered | None = None
+    ) -> tuple[ToolAnswer, ...]:
         """Run the calls in parallel, each within its time limit; answers come in the order of the calls.
+
+        `keys` are the calls' idempotency keys, one each or none, for tools that know such. `answered` is
+        awaited with each answer as it comes; what it raises ends the other calls, and is raised.
 
         Never raises for what a tool does: an unknown name, arguments that are no JSON or do
         not fit the parameters, an error and a time-out are answers to the model.

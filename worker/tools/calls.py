@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from schemas.chat import ToolCall
 from worker.tools import arguments
-from worker.tools.base import ToolAnswer, ToolDefinition
+from worker.tools.base import Answered, ToolAnswer, ToolDefinition
 from worker.tools.tool import Tool, ToolFailed
 
 MAX_ANSWER_BYTES = 64 * 1024
@@ -43,18 +43,34 @@ class OpenedTools:
         """Return whether a call of this name ends the job, for its caller to answer."""
         return name in self._callers
 
-    async def run(self, calls: Sequence[ToolCall]) -> tuple[ToolAnswer, ...]:
+    async def run(
+        self, calls: Sequence[ToolCall], *, keys: Sequence[str] = (), answered: Answered | None = None
+    ) -> tuple[ToolAnswer, ...]:
         """Run the calls in parallel; answers come in the order of the calls."""
-        async with asyncio.TaskGroup() as group:
-            running = [group.create_task(self._answer(call), name=f"tool {call.name}") for call in calls]
+
+        async def run_one(position: int, call: ToolCall) -> ToolAnswer:
+            answer = await self._answer(call, key=keys[position] if keys else None)
+            if answered is not None:
+                await answered(position, answer)
+            return answer
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                running = [
+                    group.create_task(run_one(position, call), name=f"tool {call.name}")
+                    for position, call in enumerate(calls)
+                ]
+        except BaseExceptionGroup as raised:
+            # A tool raises nothing, so `answered` did, of which one error is enough.
+            raise raised.exceptions[0] from None
         return tuple(task.result() for task in running)
 
-    async def _answer(self, call: ToolCall) -> ToolAnswer:
+    async def _answer(self, call: ToolCall, *, key: str | None) -> ToolAnswer:
         began_s = time.monotonic()
         failed = False
         tool = self._tools.get(call.name)
         try:
-            content = await self._content(tool, call)
+            content = await self._content(tool, call, key=key)
         except ToolFailed as exc:
             failed, content = True, str(exc)
         except asyncio.CancelledError:
@@ -74,14 +90,14 @@ class OpenedTools:
             ended_s=time.monotonic(),
         )
 
-    async def _content(self, tool: Tool | None, call: ToolCall) -> str:
+    async def _content(self, tool: Tool | None, call: ToolCall, *, key: str | None) -> str:
         if tool is None:
             raise ToolFailed(self._unknown(call.name))
         given = arguments.parse(call.arguments)
         deadline = asyncio.timeout(tool.timeout_s)
         try:
             async with deadline:
-                return await tool.call(given)
+                return await tool.call(given, key=key)
         except TimeoutError as exc:
             if not deadline.expired():
                 raise  # the tool's own

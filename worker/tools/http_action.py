@@ -70,12 +70,16 @@ class HttpTool:
         """Return the text without the action's secret."""
         return self._secret.mask(text)
 
-    async def call(self, arguments: dict[str, Any]) -> str:
-        """Send the request; a status of 2xx is an answer, any other raises ToolFailed."""
+    async def call(self, arguments: dict[str, Any], *, key: str | None = None) -> str:
+        """Send the request; a status of 2xx is an answer, any other raises ToolFailed.
+
+        `key` is sent as `Idempotency-Key`, unless the action sets one: a call whose answer a dead worker
+        had not kept comes again under the same.
+        """
         call_arguments.check(arguments, self._action.parameters)
         rendered = render(self._action, arguments, self._secret)
         try:
-            return await self._send(rendered)
+            return await self._send(rendered, key=key)
         except ConnectionRefusedByGuard as exc:
             raise ToolFailed(str(exc)) from exc
         except httpx2.TimeoutException as exc:
@@ -83,9 +87,10 @@ class HttpTool:
         except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError, OSError, UnicodeError) as exc:
             raise ToolFailed(f"the request failed: {type(exc).__name__}: {exc}") from exc
 
-    async def _send(self, rendered: Rendered) -> str:
+    async def _send(self, rendered: Rendered, *, key: str | None) -> str:
+        headers = _headers(rendered, key=key)
         request = self._client.build_request(
-            self._action.method, rendered.url, content=rendered.content, headers=_headers(rendered)
+            self._action.method, rendered.url, content=rendered.content, headers=headers
         )
         for _ in range(MAX_REDIRECTS + 1):
             response = await self._client.send(request, stream=True, follow_redirects=False)
@@ -134,8 +139,10 @@ class HttpTool:
         return self._secret.without_part_at_end(text) if cut else text
 
 
-def _headers(rendered: Rendered) -> httpx2.Headers:
+def _headers(rendered: Rendered, *, key: str | None) -> httpx2.Headers:
     headers = httpx2.Headers(rendered.headers)
+    if key is not None:
+        headers.setdefault("idempotency-key", key)
     if rendered.content_type:
         headers.setdefault("content-type", rendered.content_type)
     headers["accept-encoding"] = "identity"

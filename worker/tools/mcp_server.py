@@ -64,7 +64,7 @@ class McpTool:
         """Return the text without the server's secret."""
         return self._secret.mask(text)
 
-    async def call(self, arguments: dict[str, Any]) -> str:
+    async def call(self, arguments: dict[str, Any], *, key: str | None = None) -> str:  # noqa: ARG002 - it knows none
         """Call the tool; raises ToolFailed for an error of the tool, the server or the connection."""
         call_arguments.check(arguments, self.definition.parameters)
         try:

@@ -95,7 +95,7 @@ class FunctionTool:
         """Return the text: a function is given no secret."""
         return text
 
-    async def call(self, arguments: dict[str, Any]) -> str:
+    async def call(self, arguments: dict[str, Any], *, key: str | None = None) -> str:  # noqa: ARG002 - it knows none
         """Call the function, a synchronous one in a thread; a string is the answer as it is, all else as JSON."""
         try:
             keywords = self._signature.validated(arguments)

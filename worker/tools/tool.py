@@ -24,8 +24,11 @@ class Tool(Protocol):
         """Return how long one call may take."""
         ...
 
-    async def call(self, arguments: dict[str, Any]) -> str:
-        """Call it; raises ToolFailed for a failure that it foresees, and anything for one that it does not."""
+    async def call(self, arguments: dict[str, Any], *, key: str | None = None) -> str:
+        """Call it, under an idempotency key if it has a use for one.
+
+        Raises ToolFailed for a failure that it foresees, and anything for one that it does not.
+        """
         ...
 
     def mask(self, text: str) -> str:
