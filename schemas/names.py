@@ -6,7 +6,7 @@ server's clock.
 
 | key | type | holds |
 | --- | --- | --- |
-| `aq:job:<job>` | hash | one job that has not ended: `record` (JSON of JobRecord), `state` (waiting, released, running, snoozed, blocked), `epoch`, `priority` (I, B), `route`, `batch`, `thread`, `enqueued_ms`; once they matter `owner` (the claim's token), `attempts`, `cancelled` |
+| `aq:job:<job>` | hash | one job that has not ended: `record` (JSON of JobRecord), `state` (waiting, released, running, snoozed, blocked), `epoch`, `priority` (I, B), `route`, `batch`, `thread`, `enqueued_ms`; once they matter `owner` (the claim's token), `attempts`, `called_off` (why it ends without a call) |
 | `aq:journal:<job>` | list | the job's finished steps, JSON, oldest first |
 | `aq:result:<job>` | string | JSON of JobResult; kept RESULT_TTL_S after the end |
 | `aq:line:<line>` | list | waiting jobs of one batch, priority and assistant, head runs first; `<line>` is JobRecord.line |
@@ -14,7 +14,7 @@ server's clock.
 | `aq:ring`, `aq:lanes:…`, `aq:lines:…`, `aq:ring:left`, `aq:ring:now`, `aq:turn` | | whose turn it is: workspaces, their lanes, their lines; see schemas/lines.lua |
 | `aq:parked` | zset | lanes without room, by the time at which to look again |
 | `aq:paused` | set | lanes that people stopped |
-| `aq:draining`, `aq:drain:<name>` | set, list | jobs that were cancelled while they waited: names of their lists, and these |
+| `aq:draining`, `aq:drain:<name>` | set, list | jobs that were called off while they waited: names of their lists, and these |
 | `aq:drained` | zset | those of them that a worker is ending, by the time within which it had to begin |
 | `aq:off:<route>` | string | when the lane of the route was cancelled; what was enqueued before ends as cancelled when it comes back |
 | `aq:places` | hash | workspace -> how many of its jobs have a lease |
@@ -25,7 +25,7 @@ server's clock.
 | `aq:swept` | string | when the last sweep was |
 | `aq:thread:<workspace>:<thread>` | list | jobs of one thread that have not ended; only the head may run |
 | `aq:workers` | hash | worker process -> `<capacity> <expires_ms>` |
-| `aq:batch:<batch>` | hash | `total` (once sealed), `enqueued`, `started` (ms), `finished`, one count per final status, `requests`, `prompt_tokens`, `completion_tokens`, `state`, `workspace`, `webhook`, `label`, `created_ms`, `cost_nano`; `expires_ms`, `spend_cap_nano` and `retry_of` if it was given them; `paused_ms`, `cancelled_ms` once people stopped it |
+| `aq:batch:<batch>` | hash | `total` (once sealed), `enqueued`, `started` (ms), `finished`, one count per final status, `requests`, `prompt_tokens`, `completion_tokens`, `state`, `workspace`, `webhook`, `label`, `created_ms`, `cost_nano`; `expires_ms`, `spend_cap_nano` and `retry_of` if it was given them; `paused_ms`, `cancelled_ms` once people stopped it, `expired_ms` once its time was over, `over_budget_ms` once its cap was spent |
 | `aq:linesof:<batch>` | set | the lines that the batch's jobs have stood in |
 | `aq:rows:<batch>` | bitmap | rows that were enqueued: a row enters a batch once |
 | `aq:batches` | zset | batches by creation time |

@@ -26,7 +26,7 @@ from tests.given import a_job, a_result, let_leases_lapse, let_parked_lanes_open
 from worker.admission.releases import Released, Releases
 from worker.admission.sweeper import Sweeper
 from worker.events import BatchEnded, Events
-from worker.queue.queue import Claimed, JobQueue
+from worker.queue.queue import CalledOff, Claimed, JobQueue
 from worker.queue.steps import ReplyStep
 from worker.store.sql import SqlStore
 
@@ -92,8 +92,8 @@ class Queue:
         return [each for each in held if each]
 
     async def finish(self, held: Claimed) -> None:
-        """End a job: as cancelled if that is what became of it."""
-        status = Status.CANCELLED if held.cancelled else Status.SUCCEEDED
+        """End a job: as it was called off, if it was."""
+        status = Status(held.called_off) if held.called_off else Status.SUCCEEDED
         await self.jobs.finish(held, a_result(held.record, status=status))
 
     async def serve(self, count: int) -> list[str]:
@@ -115,7 +115,7 @@ class Queue:
         ended = []
         while held := await self.drain():
             for each in held:
-                assert each.cancelled
+                assert each.called_off
                 await self.finish(each)
                 ended.append(each.id)
         return ended
@@ -514,7 +514,7 @@ class TestStopping:
         (held,) = await queue.claim()
         queue.stop("pause", "lane", lane)
         queue.stop("pause", "batch", "b")
-        assert await queue.jobs.append(held, reply()) is False
+        assert await queue.jobs.append(held, reply()) is None
         await queue.finish(held)
         assert (await queue.jobs.ending_batches()).keys() == {"b"}
 
@@ -529,10 +529,10 @@ class TestStopping:
         (hint,) = (await queue.look()).hints
         assert queue.stop("cancel", "batch", "b") == 1
 
-        assert await queue.jobs.append(ran, reply()) is True  # its reply is kept, and it is told
+        assert await queue.jobs.append(ran, reply()) is CalledOff.CANCELLED  # its reply is kept, and it is told
         claim = await queue.jobs.claim(hint)
         assert claim is not None
-        assert claim.cancelled
+        assert claim.called_off is CalledOff.CANCELLED
         for each in (*held[1:], claim):
             await queue.jobs.finish(each, a_result(each.record, status=Status.CANCELLED))
         ended = await queue.drain_all()
@@ -543,6 +543,27 @@ class TestStopping:
         assert (fields["total"], fields["finished"], fields["cancelled"]) == ("8", "8", "8")
         assert fields["requests"] == "8"  # a_result counts one each
         assert await queue.places() == {}
+
+    @pytest.mark.parametrize(
+        ("marks", "ends_as"),
+        [
+            ({"cancelled_ms": 5, "expired_ms": 6, "over_budget_ms": 7}, CalledOff.CANCELLED),
+            ({"cancelled_ms": 6, "expired_ms": 5}, CalledOff.EXPIRED),
+            ({"expired_ms": 6, "over_budget_ms": 5}, CalledOff.OVER_BUDGET),
+        ],
+    )
+    async def test_a_job_ends_by_what_called_its_batch_off_first(
+        self, queue: Queue, marks: dict[str, int], ends_as: CalledOff
+    ) -> None:
+        queue.producer.enqueue_many(of("w/p/a", 2), batch_id="b")
+        await queue.has(2)
+        (ran,) = await queue.claim(1)
+        for mark, ms in marks.items():
+            await queue.redis.hset(names.batch("b"), mark, str(ms))
+        (claimed_late,) = await queue.claim(1)
+        assert await queue.jobs.append(ran, reply()) is ends_as
+        assert await queue.jobs.called_off(ran) is ends_as
+        assert claimed_late.called_off is ends_as
 
     async def test_a_cancelled_batch_takes_no_more_rows_and_says_so(self, queue: Queue) -> None:
         def jobs() -> Any:
@@ -622,7 +643,7 @@ class TestStopping:
         assert queue.stop("cancel", "lane", lane) == 3
         queue.producer.enqueue(a_job("later", assistant="w/p/a"))
         assert sorted(await queue.drain_all()) == ["b.0", "b.1", "b.2"]
-        assert await queue.jobs.append(held, reply()) is False
+        assert await queue.jobs.append(held, reply()) is None
         await queue.finish(held)
         assert await queue.drain_all() == ["blocked"]
         assert await queue.serve(5) == ["later", "b.3"]

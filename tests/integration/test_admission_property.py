@@ -128,8 +128,8 @@ class Played:
             return
         assert held.id not in self.ended, "one that had ended runs"
         if held.id in self.must_cancel:
-            assert held.cancelled, "one that was cancelled while it waited runs"
-        if held.cancelled:
+            assert held.called_off, "one that was cancelled while it waited runs"
+        if held.called_off:
             assert held.id in self.must_cancel | self.may_cancel, "one that nobody cancelled ends"
         for waiting in self.order.values():
             assert held.id not in waiting[1:], "out of its thread's order"
@@ -144,10 +144,10 @@ class Played:
             await self._finish(held)
 
     async def _finish(self, held: Claimed) -> None:
-        status = Status.CANCELLED if held.cancelled else Status.SUCCEEDED
+        status = Status(held.called_off) if held.called_off else Status.SUCCEEDED
         await self.jobs.finish(held, a_result(held.record, status=status))
         assert held.id not in self.ended, "one ended twice"
-        self.ended[held.id] = held.cancelled
+        self.ended[held.id] = held.called_off is not None
         for waiting in self.order.values():
             if held.id in waiting:
                 waiting.remove(held.id)

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from schemas.assistant import ProviderKind
 from schemas.chat import Message, Usage
 from schemas.lane import Lane
-from schemas.outcome import Cancelled, Code, Failed, Outcome, Snoozed
+from schemas.outcome import Code, Failed, Outcome, Snoozed
 from worker.clock import Clock
 from worker.events import Events, LimiterWaited, ProviderCalled, ToolCalled
-from worker.flow.decide import decide_error, decide_refusal, decide_tools
+from worker.flow.decide import decide_called_off, decide_error, decide_refusal, decide_tools
 from worker.flow.moves import Ask, Rules, RunTools, next_move
 from worker.flow.prepare import Prepared
 from worker.flow.request import estimate_key, request_of
@@ -20,13 +20,13 @@ from worker.limits.base import Granted, Limiter, Stopped
 from worker.limits.learned import EstimateKey, Estimates
 from worker.providers.base import ChatRequest, Provider, StructuredOutput
 from worker.providers.errors import ProviderError, StructuredOutputUnsupported, Unreachable
-from worker.queue.queue import Claimed, JobQueue
+from worker.queue.queue import CalledOff, Claimed, JobQueue
 from worker.queue.steps import AnyStep, ReplyStep, ToolsStep
 from worker.tools.base import Toolbox, Tools, ToolsUnavailable
 
 # A wait that is shorter is not worth telling about.
 _TELL_WAITS_FROM_S = 0.001
-# Somebody may have cancelled a job that waited for longer.
+# A job that waited for longer may have been called off.
 _LOOK_AGAIN_AFTER_S = 0.25
 _LET_OUT_TOO_EARLY = Snoozed(delay_s=0, code=Code.LIMITER_WAIT, reason="the job's lane is paused or has no room now")
 _SHUTTING_DOWN = Snoozed(delay_s=0, code=Code.SHUTTING_DOWN, reason="the worker shuts down")
@@ -42,10 +42,10 @@ class Conversed:
 
 @dataclass(frozen=True, slots=True)
 class _Journaled:
-    """A reply that stands in the journal; `cancelled` says that the job was called off meanwhile."""
+    """A reply that stands in the journal; `called_off` says why the job is to end, if it was called off meanwhile."""
 
     step: ReplyStep
-    cancelled: bool
+    called_off: CalledOff | None
 
 
 class Conversation:
@@ -108,16 +108,16 @@ class Conversation:
                     bought = await self._buy(claimed, prepared, move, steps, provider=provider, tools=tools, lane=lane)
                     if not isinstance(bought, _Journaled):
                         return Conversed(outcome=bought, steps=steps)
-                    step, cancelled = bought.step, bought.cancelled
+                    step, called_off = bought.step, bought.called_off
                 case RunTools():
                     if self._clock.stopping:
                         return Conversed(outcome=_SHUTTING_DOWN, steps=steps)
-                    step, cancelled = await self._run_tools(claimed, move, tools, index=len(steps))
+                    step, called_off = await self._run_tools(claimed, move, tools, index=len(steps))
                 case _:
                     return Conversed(outcome=move, steps=steps)
             steps = (*steps, step)
-            if cancelled and isinstance(next_move(steps, rules, tools), Ask | RunTools):
-                return Conversed(outcome=Cancelled(), steps=steps)
+            if called_off is not None and isinstance(next_move(steps, rules, tools), Ask | RunTools):
+                return Conversed(outcome=decide_called_off(called_off), steps=steps)
 
     async def _buy(
         self,
@@ -179,9 +179,11 @@ class Conversation:
             return decide_refusal(answer, tokens=tokens)
         if answer.waited_s >= _TELL_WAITS_FROM_S:
             self._events.emit(LimiterWaited(claimed.id, claimed.batch_id, lane, answer.waited_s))
-        if answer.waited_s >= _LOOK_AGAIN_AFTER_S and await self._queue.called_off(claimed):
-            await self._limiter.cancel(lane, answer)
-            return Cancelled()
+        if answer.waited_s >= _LOOK_AGAIN_AFTER_S:
+            called_off = await self._queue.called_off(claimed)
+            if called_off is not None:
+                await self._limiter.cancel(lane, answer)
+                return decide_called_off(called_off)
         began_s = time.monotonic()
         try:
             reply = await provider.complete(request)
@@ -210,7 +212,7 @@ class Conversation:
         grant = replace(answer, late_s=answer.late_s + reply.sent_after_s)
         try:
             # Before anything else: from here on the reply is ours, whatever becomes of this worker.
-            cancelled = await self._queue.append(claimed, step, index=index)
+            called_off = await self._queue.append(claimed, step, index=index)
             self._estimates.learn(key, expected, reply.usage)
         finally:
             # What it used is used, whoever the job belongs to by now.
@@ -218,9 +220,11 @@ class Conversation:
         if reply.told is not None:
             await self._limiter.believe(lane, reply.told)
         self._tell(claimed, lane, began_s, outcome="ok", status=200, usage=step.usage)
-        return _Journaled(step, cancelled=cancelled)
+        return _Journaled(step, called_off=called_off)
 
-    async def _run_tools(self, claimed: Claimed, move: RunTools, tools: Tools, *, index: int) -> tuple[ToolsStep, bool]:
+    async def _run_tools(
+        self, claimed: Claimed, move: RunTools, tools: Tools, *, index: int
+    ) -> tuple[ToolsStep, CalledOff | None]:
         answers = await tools.run(move.calls)
         step = ToolsStep(
             answers=tuple(
@@ -228,7 +232,7 @@ class Conversation:
                 for answer in answers
             )
         )
-        cancelled = await self._queue.append(claimed, step, index=index)
+        called_off = await self._queue.append(claimed, step, index=index)
         for answer in answers:
             self._events.emit(
                 ToolCalled(
@@ -239,7 +243,7 @@ class Conversation:
                     duration_s=answer.ended_s - answer.began_s,
                 )
             )
-        return step, cancelled
+        return step, called_off
 
     async def _met(
         self, error: ProviderError, claimed: Claimed, lane: Lane, grant: Granted
