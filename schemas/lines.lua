@@ -13,8 +13,9 @@
 --   aq:turn                    counts what was served, and so orders lines and lanes
 --   aq:parked                  lanes without room, by the ms at which to look again
 --   aq:paused                  lanes that people stopped; a batch says `paused_ms` itself
---   aq:draining                names of the lists of jobs that wait to end without a call
+--   aq:draining                names of the lists of jobs that wait to end without a call, and BLOCKED<batch>
 --   aq:drain:<name>            such a list: what was a line until it was called off, or BACK
+--   aq:blocked:<batch>         jobs of the batch that are blocked by their threads
 --   aq:drained                 jobs that were taken from there, by when they must have been claimed
 --   aq:off:<route>             when its lane was cancelled, ms; what was enqueued before ends when it comes back
 --   aq:leases                  jobs that are out, released or running, by the ms at which that is given up
@@ -28,6 +29,8 @@
 local LEFT_FOR_S = 3600
 -- Where jobs go that come back after they were called off.
 local BACK = 'back'
+-- With a batch's id behind it, the name of aq:blocked:<batch> in aq:draining.
+local BLOCKED = 'blocked|'
 local PRIORITIES = { 'I', 'B' } -- interactive before batch
 -- Why the jobs of a batch are called off: `<reason>_ms` of the batch says since when.
 local REASONS = { 'cancelled', 'expired', 'over_budget' }

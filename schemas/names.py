@@ -28,7 +28,9 @@ server's clock.
 | `aq:batch:<batch>` | hash | `total` (once sealed), `enqueued`, `started` (ms), `finished`, one count per final status, `requests`, `prompt_tokens`, `completion_tokens`, `state`, `workspace`, `webhook`, `label`, `created_ms`, `cost_nano`; `expires_ms`, `spend_cap_nano` and `retry_of` if it was given them; `paused_ms`, `cancelled_ms` once people stopped it, `expired_ms` once its time was over, `over_budget_ms` once its cap was spent |
 | `aq:linesof:<batch>` | set | the lines that the batch's jobs have stood in |
 | `aq:rows:<batch>` | bitmap | rows that were enqueued: a row enters a batch once |
+| `aq:blocked:<batch>` | set | jobs of the batch that are blocked by their threads |
 | `aq:batches` | zset | batches by creation time |
+| `aq:expiring` | zset | batches that were given an end by time and have not ended, by that time (on its giver's clock) |
 | `aq:ending` | set | batches whose last job ended and whose end is not yet in SQL |
 | `aq:limit:<lane>` | hash | the lane's token bucket, see worker/limits/reserve.lua |
 | `aq:seen:<calls that are alike>` | hash | histograms of what calls needed, see worker/limits/exchange_estimates.lua |
@@ -62,6 +64,7 @@ SNOOZED = f"{PREFIX}:snoozed"
 SWEPT = f"{PREFIX}:swept"
 WORKERS = f"{PREFIX}:workers"
 BATCHES = f"{PREFIX}:batches"
+EXPIRING = f"{PREFIX}:expiring"
 ENDING = f"{PREFIX}:ending"
 FAULTS = f"{PREFIX}:faults"
 
@@ -127,6 +130,11 @@ def batch(batch_id: str) -> str:
 def batch_lines(batch_id: str) -> str:
     """Return the key of the set of lines that a batch's jobs have stood in."""
     return f"{PREFIX}:linesof:{batch_id}"
+
+
+def blocked(batch_id: str) -> str:
+    """Return the key of the set of a batch's jobs that are blocked by their threads."""
+    return f"{PREFIX}:blocked:{batch_id}"
 
 
 def batch_rows(batch_id: str) -> str:

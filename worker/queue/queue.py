@@ -34,6 +34,8 @@ CLAIM_WITHIN_S = 8.0
 # Jobs whose turn under their lane's limit is further away than this wait in their lines. Enough
 # that a lane never idles while a job is on its way, and few enough to keep places free.
 HORIZON_S = 1.0
+# Each may look through many snoozed jobs, while the server does nothing else.
+_EXPIRED_AT_ONCE = 3
 
 
 class StaleJobError(Exception):
@@ -224,6 +226,10 @@ class JobQueue:
         )
         return Swept(recovered=int(recovered), due=int(due))
 
+    async def expire_batches(self) -> int:
+        """Call off batches whose time is over, a few at once; return how many."""
+        return int(await self._run("expire_batches", [names.EXPIRING], [_EXPIRED_AT_ONCE]))
+
     async def ending_batches(self) -> dict[str, dict[str, str]]:
         """Return the batches whose last job ended and that are not yet marked as ended, with their fields."""
         found = {}
@@ -236,7 +242,7 @@ class JobQueue:
     async def end_batch(self, batch_id: str, *, state: str) -> bool:
         """Mark the batch as ended and tell who waits for it; False if another worker has done so."""
         keys = [names.batch(batch_id), names.ENDING, names.batch_rows(batch_id), names.BATCHES]
-        keys.append(names.batch_lines(batch_id))
+        keys += [names.batch_lines(batch_id), names.EXPIRING]
         return bool(await self._run("end_batch", keys, [batch_id, state, names.RESULT_TTL_S]))
 
     async def _run(self, script: str, keys: list[str], args: list[Any]) -> Any:
