@@ -16,6 +16,7 @@ from worker.flow.decide import decide_called_off, decide_error, decide_refusal, 
 from worker.flow.moves import Ask, Rules, RunTools, next_move
 from worker.flow.prepare import Prepared
 from worker.flow.request import estimate_key, request_of
+from worker.flow.turn import await_turn
 from worker.limits.base import Granted, Limiter, Stopped
 from worker.limits.learned import EstimateKey, Estimates
 from worker.providers.base import ChatRequest, Provider, StructuredOutput
@@ -26,8 +27,6 @@ from worker.tools.base import Toolbox, Tools, ToolsUnavailable
 
 # A wait that is shorter is not worth telling about.
 _TELL_WAITS_FROM_S = 0.001
-# A job that waited for longer may have been called off.
-_LOOK_AGAIN_AFTER_S = 0.25
 _LET_OUT_TOO_EARLY = Snoozed(delay_s=0, code=Code.LIMITER_WAIT, reason="the job's lane is paused or has no room now")
 _SHUTTING_DOWN = Snoozed(delay_s=0, code=Code.SHUTTING_DOWN, reason="the worker shuts down")
 
@@ -172,18 +171,15 @@ class Conversation:
     ) -> _Journaled | Outcome | StructuredOutputUnsupported:
         expected = self._estimates.expect(request, key)
         tokens = expected.total
-        answer = await self._limiter.reserve(lane, tokens=tokens, owner=claimed.id)
+        answer = await await_turn(self._limiter, self._queue, claimed, lane=lane, tokens=tokens)
+        if isinstance(answer, CalledOff):
+            return decide_called_off(answer)
         if isinstance(answer, Stopped):
             return _SHUTTING_DOWN
         if not isinstance(answer, Granted):
             return decide_refusal(answer, tokens=tokens)
         if answer.waited_s >= _TELL_WAITS_FROM_S:
             self._events.emit(LimiterWaited(claimed.id, claimed.batch_id, lane, answer.waited_s))
-        if answer.waited_s >= _LOOK_AGAIN_AFTER_S:
-            called_off = await self._queue.called_off(claimed)
-            if called_off is not None:
-                await self._limiter.cancel(lane, answer)
-                return decide_called_off(called_off)
         began_s = time.monotonic()
         try:
             reply = await provider.complete(request)
