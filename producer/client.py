@@ -236,6 +236,8 @@ class Producer:
                 # A batch that is submitted again, to go on, may name its webhook only now.
                 pipe.hset(key, "webhook", fields["webhook"])
             pipe.zadd(names.BATCHES, {batch_id: now_ms}, nx=True)
+            if "expires_ms" in fields:
+                pipe.zadd(names.EXPIRING, {batch_id: int(fields["expires_ms"])}, nx=True)
             pipe.execute()
 
     def _seal(self, batch_id: str) -> None:

@@ -5,13 +5,14 @@
 -- then 7 a job: id, record (JSON), priority (I or B), route, workspace, thread id or '', row or ''
 --
 -- Keys, as in schemas/names.py: aq:job:<id>, aq:result:<id>, aq:batch:<batch>,
--- aq:rows:<batch>, aq:thread:<workspace>:<thread>, and those of the lines.
+-- aq:rows:<batch>, aq:blocked:<batch>, aq:thread:<workspace>:<thread>, and those of the lines.
 --
 -- Returns one number a job: 1 it is new, 0 it was there before. A new row for a batch that was
 -- sealed is an error, and nothing was written: such a batch may have ended already.
 -- A row's bit is what makes a resumed submission safe: the job's own keys are gone once it ended.
 
 local FIELDS = 7
+local CALLED_OFF = { cancelled = ' was cancelled', expired = ' has expired', over_budget = ' has spent its cap' }
 local batch = ARGV[1]
 local total = batch ~= '' and redis.call('HGET', 'aq:batch:' .. batch, 'total')
 local time = redis.call('TIME')
@@ -26,8 +27,7 @@ for i = 2, #ARGV, FIELDS do
   local known = redis.call('EXISTS', job, 'aq:result:' .. id) > 0
   if batch ~= '' then
     if total and not known and redis.call('GETBIT', 'aq:rows:' .. batch, row) == 0 then
-      local why = redis.call('HEXISTS', 'aq:batch:' .. batch, 'cancelled_ms') == 1 and ' was cancelled'
-        or ' is closed with ' .. total .. ' jobs'
+      local why = CALLED_OFF[batch_called_off_as(batch)] or ' is closed with ' .. total .. ' jobs'
       return redis.error_reply('batch ' .. batch .. why .. '; send more as another batch')
     end
     known = redis.call('SETBIT', 'aq:rows:' .. batch, row, 1) == 1 or known
@@ -41,6 +41,9 @@ for i = 2, #ARGV, FIELDS do
       fields[#fields + 1], fields[#fields + 2] = 'thread', workspace .. ':' .. thread
       if redis.call('RPUSH', 'aq:thread:' .. workspace .. ':' .. thread, id) > 1 then
         state = 'blocked'
+        if batch ~= '' then
+          redis.call('SADD', 'aq:blocked:' .. batch, id)
+        end
       end
     end
     if batch ~= '' then

@@ -14,8 +14,6 @@ from schemas.scripts import read_script
 Verb = Literal["pause", "resume", "cancel"]
 Kind = Literal["lane", "batch"]
 
-# Snoozed jobs that a cancel looks through for those of its batch; others end when their wait does.
-_SNOOZED_AT_MOST = 20_000
 _LANES_AT_MOST = 1_000
 # For so long a job of a cancelled lane may come back from a wait and is still cancelled.
 _OFF_FOR_S = 7 * 24 * 60 * 60
@@ -39,7 +37,7 @@ class Lanes:
         if verb == "pause" and kind == "lane" and name.startswith("?"):
             raise ProducerError(f"'{name}' stands for jobs whose lane is not known yet; pause their batch instead")
         try:
-            waiting = int(cast("int", self._stop(keys=[], args=[verb, kind, name, _SNOOZED_AT_MOST, _OFF_FOR_S])))
+            waiting = int(cast("int", self._stop(keys=[], args=[verb, kind, name, _OFF_FOR_S])))
         except redis.RedisError as exc:
             raise ProducerError(f"Redis does not answer as it should: {exc}") from exc
         if waiting < 0:

@@ -1,16 +1,18 @@
 -- Pause, resume or cancel a lane or a batch, at once.
 --
 -- prelude: schemas/lines.lua
--- ARGV[1] pause, resume or cancel; ARGV[2] lane or batch; ARGV[3] its name; ARGV[4] most snoozed
--- jobs to look through, ARGV[5] seconds for which jobs of a cancelled lane may come back to it
+-- prelude: schemas/call_off.lua
+-- ARGV[1] pause, resume or cancel; ARGV[2] lane or batch; ARGV[3] its name; ARGV[4] seconds for
+-- which jobs of a cancelled lane may come back to it
 --
 -- What a worker has begun goes on: a paused job to its end, or to its next call where its lane is
--- paused, one of a cancelled batch to its next step. Cancelled jobs that wait are drained by the workers (worker/queue/drain.lua), each to
--- its end in SQL; those that are blocked by their thread, or out, when they come back. Cancelling
--- a lane means the jobs that were enqueued before now; a cancelled batch takes no more rows.
+-- paused, one of a cancelled batch to its next step. Cancelled jobs that wait are drained by the
+-- workers (worker/queue/drain.lua), each to its end in SQL, and those of a batch that are blocked by
+-- their thread too; those that are out end when they come back. Cancelling a lane means the jobs
+-- that were enqueued before now; a cancelled batch takes no more rows.
 --
--- Returns how many jobs wait there in lines; -1 for a batch that is not known, has ended, or is to be
--- paused after it was cancelled: nothing was changed.
+-- Returns how many jobs wait there in lines, of a batch that is cancelled the blocked ones too; -1 for a batch that
+-- is not known, has ended, or is to be paused after it was called off: nothing was changed.
 
 local verb, kind, name = ARGV[1], ARGV[2], ARGV[3]
 local batch = 'aq:batch:' .. name
@@ -58,7 +60,7 @@ local function cancel_lane()
   local routes = redis.call('HGETALL', 'aq:routes')
   for i = 1, #routes, 2 do
     if routes[i + 1] == name then
-      redis.call('SET', 'aq:off:' .. routes[i], now_ms, 'EX', ARGV[5])
+      redis.call('SET', 'aq:off:' .. routes[i], now_ms, 'EX', ARGV[4])
     end
   end
   for _, line in ipairs(lines) do
@@ -83,37 +85,15 @@ local function resume_batch()
 end
 
 local function cancel_batch()
-  redis.call('HSETNX', batch, 'cancelled_ms', now_ms)
-  redis.call('HDEL', batch, 'paused_ms')
-  for _, line in ipairs(lines) do
-    drain_line(line)
-  end
-  -- Snoozed jobs would come back only when their wait is over.
-  for _, id in ipairs(redis.call('ZRANGE', 'aq:snoozed', 0, tonumber(ARGV[4]) - 1)) do
-    if redis.call('HGET', 'aq:job:' .. id, 'batch') == name then
-      redis.call('ZADD', 'aq:snoozed', 0, id)
-    end
-  end
-  local counts = redis.call('HMGET', batch, 'total', 'enqueued', 'finished')
-  if not counts[1] then
-    redis.call('HSET', batch, 'total', counts[2] or 0)
-    if tonumber(counts[3] or '0') >= tonumber(counts[2] or '0') then
-      redis.call('SADD', 'aq:ending', name)
-    end
-  end
-end
-
--- A batch whose last job has ended is over, even if its row is still to be written.
-local function is_over()
-  local counts = redis.call('HMGET', batch, 'total', 'finished', 'state', 'created_ms')
-  return counts[3] or not counts[4] or (counts[1] and tonumber(counts[2] or '0') >= tonumber(counts[1]))
+  waiting = waiting + redis.call('SCARD', 'aq:blocked:' .. name)
+  call_off_batch(name, 'cancelled', now_ms)
 end
 
 local verbs = {
   lane = { pause = pause_lane, resume = resume_lane, cancel = cancel_lane },
   batch = { pause = pause_batch, resume = resume_batch, cancel = cancel_batch },
 }
-if kind == 'batch' and (is_over() or (verb == 'pause' and redis.call('HEXISTS', batch, 'cancelled_ms') == 1)) then
+if kind == 'batch' and (is_over(name) or (verb == 'pause' and batch_called_off_as(name))) then
   return -1
 end
 verbs[kind][verb]()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -19,12 +20,27 @@ class BatchState(StrEnum):
     EXPIRED = "expired"
 
 
+# What calls a batch off, and how it ends then: one that spends its cap comes to its end.
+_CALLED_OFF = {
+    "cancelled_ms": BatchState.CANCELLED,
+    "expired_ms": BatchState.EXPIRED,
+    "over_budget_ms": BatchState.COMPLETED,
+}
+
+
+def end_state(fields: Mapping[str, str]) -> BatchState:
+    """Return the state in which a batch ends, or ended, by what called it off first; `fields` as in names.py."""
+    marks = [mark for mark in _CALLED_OFF if mark in fields]
+    return _CALLED_OFF[min(marks, key=lambda mark: int(fields[mark]))] if marks else BatchState.COMPLETED
+
+
 class BatchStatus(BaseModel):
     """The counts of a batch at one moment.
 
     `total` is None while its rows are still being submitted. `counts` has one entry per
     final status that occurred. Tokens and requests are those of the jobs that ended. While it
-    is `paused` none of its jobs starts; while it is `cancelling` those that are left end as cancelled.
+    is `paused` none of its jobs starts; while it is `cancelling` those that are left end as cancelled, while
+    it is `expiring` as expired.
     Those that have not ended at `expires_ms` (ms since the epoch) end as expired, those that would
     pass `spend_cap_nano` as over_budget; money is in nanos (schemas/money.py). `retry_of` is the
     batch whose rows it runs anew.
@@ -45,6 +61,7 @@ class BatchStatus(BaseModel):
     created_ms: int
     paused: bool = False
     cancelling: bool = False
+    expiring: bool = False
     webhook: str | None = None
     expires_ms: int | None = None
     spend_cap_nano: int | None = None
@@ -56,6 +73,7 @@ class BatchStatus(BaseModel):
         """Read the fields of the batch's hash in Redis (names.py, `aq:batch:<batch>`)."""
         counts = {status: int(fields[status]) for status in Status if status in fields}
         state = fields.get("state") or (BatchState.RUNNING if "started" in fields or counts else BatchState.QUEUED)
+        ends = None if "state" in fields else end_state(fields)
         return cls(
             batch_id=batch_id,
             workspace=fields.get("workspace", ""),
@@ -69,7 +87,8 @@ class BatchStatus(BaseModel):
             completion_tokens=int(fields.get("completion_tokens", "0")),
             created_ms=int(fields.get("created_ms", "0")),
             paused="paused_ms" in fields,
-            cancelling="cancelled_ms" in fields and "state" not in fields,
+            cancelling=ends is BatchState.CANCELLED,
+            expiring=ends is BatchState.EXPIRED,
             webhook=fields.get("webhook") or None,
             expires_ms=int(fields["expires_ms"]) if "expires_ms" in fields else None,
             spend_cap_nano=int(fields["spend_cap_nano"]) if "spend_cap_nano" in fields else None,

@@ -13,8 +13,9 @@
 --   aq:turn                    counts what was served, and so orders lines and lanes
 --   aq:parked                  lanes without room, by the ms at which to look again
 --   aq:paused                  lanes that people stopped; a batch says `paused_ms` itself
---   aq:draining                names of the lists of jobs that wait to end as cancelled
---   aq:drain:<name>            such a list: what was a line until it was cancelled, or BACK
+--   aq:draining                names of the lists of jobs that wait to end without a call, and BLOCKED<batch>
+--   aq:drain:<name>            such a list: what was a line until it was called off, or BACK
+--   aq:blocked:<batch>         jobs of the batch that are blocked by their threads
 --   aq:drained                 jobs that were taken from there, by when they must have been claimed
 --   aq:off:<route>             when its lane was cancelled, ms; what was enqueued before ends when it comes back
 --   aq:leases                  jobs that are out, released or running, by the ms at which that is given up
@@ -26,9 +27,14 @@
 
 -- A workspace that has not come back for as long begins level again.
 local LEFT_FOR_S = 3600
--- Where jobs go that come back after they were cancelled.
+-- Where jobs go that come back after they were called off.
 local BACK = 'back'
+-- With a batch's id behind it, the name of aq:blocked:<batch> in aq:draining.
+local BLOCKED = 'blocked|'
 local PRIORITIES = { 'I', 'B' } -- interactive before batch
+-- Why the jobs of a batch are called off: `<reason>_ms` of the batch says since when.
+local REASONS = { 'cancelled', 'expired', 'over_budget' }
+local REASON_FIELDS = { 'cancelled_ms', 'expired_ms', 'over_budget_ms' }
 
 local function workspace_of(lane)
   return string.match(lane, '^%??([^/]*)')
@@ -143,7 +149,7 @@ local function join_line(line, id, at_head)
   end
 end
 
--- All jobs of a line are to end as cancelled; who joins it from now on is not.
+-- All jobs of a line are to end without a call; who joins it from now on is not.
 local function drain_line(line)
   if redis.call('EXISTS', 'aq:line:' .. line) == 1 then
     local name = take_turn()
@@ -153,13 +159,32 @@ local function drain_line(line)
   unregister_line(line)
 end
 
--- Whether a job is to end without another call: itself, its batch, or what was in its lane then.
-local function is_cancelled(marked, batch, route, enqueued_ms)
-  if marked or (batch and redis.call('HEXISTS', 'aq:batch:' .. batch, 'cancelled_ms') == 1) then
-    return true
+-- The reason for which the batch was called off first, and when; nil if it was not.
+local function batch_called_off_as(batch)
+  local why, since_ms = nil, math.huge
+  for i, ms in ipairs(redis.call('HMGET', 'aq:batch:' .. batch, unpack(REASON_FIELDS))) do
+    if ms and tonumber(ms) < since_ms then
+      why, since_ms = REASONS[i], tonumber(ms)
+    end
   end
-  local off_ms = redis.call('GET', 'aq:off:' .. route)
-  return off_ms and tonumber(enqueued_ms) < tonumber(off_ms)
+  return why, since_ms
+end
+
+-- Why a job is to end without another call, or nil: its own mark, its batch, or, if `route` is given,
+-- the lane in which it was then. What came first counts.
+local function called_off_as(mark, batch, route, enqueued_ms)
+  if mark then
+    return mark
+  end
+  local why, since_ms = nil, math.huge
+  if batch then
+    why, since_ms = batch_called_off_as(batch)
+  end
+  local off_ms = route and tonumber(redis.call('GET', 'aq:off:' .. route))
+  if off_ms and tonumber(enqueued_ms) < off_ms and off_ms < since_ms then
+    why = 'cancelled'
+  end
+  return why
 end
 
 local function is_paused(batch, route)
@@ -185,15 +210,15 @@ local function end_lease(id, route)
   end
 end
 
--- Put a job that was out, snoozed or blocked at the head of its line; a cancelled one is drained.
+-- Put a job that was out, snoozed or blocked at the head of its line; one that was called off is drained.
 local function rejoin_line(id)
-  local job = redis.call('HMGET', 'aq:job:' .. id, 'priority', 'batch', 'route', 'cancelled', 'enqueued_ms')
+  local job = redis.call('HMGET', 'aq:job:' .. id, 'priority', 'batch', 'route', 'called_off', 'enqueued_ms')
   if not job[3] then
     return
   end
   end_lease(id, job[3])
   redis.call('HSET', 'aq:job:' .. id, 'state', 'waiting')
-  if is_cancelled(job[4], job[2], job[3], job[5]) then
+  if called_off_as(job[4], job[2], job[3], job[5]) then
     redis.call('RPUSH', 'aq:drain:' .. BACK, id)
     redis.call('SADD', 'aq:draining', BACK)
   else

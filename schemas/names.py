@@ -6,7 +6,7 @@ server's clock.
 
 | key | type | holds |
 | --- | --- | --- |
-| `aq:job:<job>` | hash | one job that has not ended: `record` (JSON of JobRecord), `state` (waiting, released, running, snoozed, blocked), `epoch`, `priority` (I, B), `route`, `batch`, `thread`, `enqueued_ms`; once they matter `owner` (the claim's token), `attempts`, `cancelled` |
+| `aq:job:<job>` | hash | one job that has not ended: `record` (JSON of JobRecord), `state` (waiting, released, running, snoozed, blocked), `epoch`, `priority` (I, B), `route`, `batch`, `thread`, `enqueued_ms`; once they matter `owner` (the claim's token), `attempts`, `called_off` (why it ends without a call) |
 | `aq:journal:<job>` | list | the job's finished steps, JSON, oldest first |
 | `aq:result:<job>` | string | JSON of JobResult; kept RESULT_TTL_S after the end |
 | `aq:line:<line>` | list | waiting jobs of one batch, priority and assistant, head runs first; `<line>` is JobRecord.line |
@@ -14,7 +14,7 @@ server's clock.
 | `aq:ring`, `aq:lanes:…`, `aq:lines:…`, `aq:ring:left`, `aq:ring:now`, `aq:turn` | | whose turn it is: workspaces, their lanes, their lines; see schemas/lines.lua |
 | `aq:parked` | zset | lanes without room, by the time at which to look again |
 | `aq:paused` | set | lanes that people stopped |
-| `aq:draining`, `aq:drain:<name>` | set, list | jobs that were cancelled while they waited: names of their lists, and these |
+| `aq:draining`, `aq:drain:<name>` | set, list | jobs that were called off while they waited: names of their lists, and these |
 | `aq:drained` | zset | those of them that a worker is ending, by the time within which it had to begin |
 | `aq:off:<route>` | string | when the lane of the route was cancelled; what was enqueued before ends as cancelled when it comes back |
 | `aq:places` | hash | workspace -> how many of its jobs have a lease |
@@ -25,10 +25,12 @@ server's clock.
 | `aq:swept` | string | when the last sweep was |
 | `aq:thread:<workspace>:<thread>` | list | jobs of one thread that have not ended; only the head may run |
 | `aq:workers` | hash | worker process -> `<capacity> <expires_ms>` |
-| `aq:batch:<batch>` | hash | `total` (once sealed), `enqueued`, `started` (ms), `finished`, one count per final status, `requests`, `prompt_tokens`, `completion_tokens`, `state`, `workspace`, `webhook`, `label`, `created_ms`, `cost_nano`; `expires_ms`, `spend_cap_nano` and `retry_of` if it was given them; `paused_ms`, `cancelled_ms` once people stopped it |
+| `aq:batch:<batch>` | hash | `total` (once sealed), `enqueued`, `started` (ms), `finished`, one count per final status, `requests`, `prompt_tokens`, `completion_tokens`, `state`, `workspace`, `webhook`, `label`, `created_ms`, `cost_nano`; `expires_ms`, `spend_cap_nano` and `retry_of` if it was given them; `paused_ms`, `cancelled_ms` once people stopped it, `expired_ms` once its time was over, `over_budget_ms` once its cap was spent |
 | `aq:linesof:<batch>` | set | the lines that the batch's jobs have stood in |
 | `aq:rows:<batch>` | bitmap | rows that were enqueued: a row enters a batch once |
+| `aq:blocked:<batch>` | set | jobs of the batch that are blocked by their threads |
 | `aq:batches` | zset | batches by creation time |
+| `aq:expiring` | zset | batches that were given an end by time and have not ended, by that time (on its giver's clock) |
 | `aq:ending` | set | batches whose last job ended and whose end is not yet in SQL |
 | `aq:limit:<lane>` | hash | the lane's token bucket, see worker/limits/reserve.lua |
 | `aq:seen:<calls that are alike>` | hash | histograms of what calls needed, see worker/limits/exchange_estimates.lua |
@@ -62,6 +64,7 @@ SNOOZED = f"{PREFIX}:snoozed"
 SWEPT = f"{PREFIX}:swept"
 WORKERS = f"{PREFIX}:workers"
 BATCHES = f"{PREFIX}:batches"
+EXPIRING = f"{PREFIX}:expiring"
 ENDING = f"{PREFIX}:ending"
 FAULTS = f"{PREFIX}:faults"
 
@@ -127,6 +130,11 @@ def batch(batch_id: str) -> str:
 def batch_lines(batch_id: str) -> str:
     """Return the key of the set of lines that a batch's jobs have stood in."""
     return f"{PREFIX}:linesof:{batch_id}"
+
+
+def blocked(batch_id: str) -> str:
+    """Return the key of the set of a batch's jobs that are blocked by their threads."""
+    return f"{PREFIX}:blocked:{batch_id}"
 
 
 def batch_rows(batch_id: str) -> str:

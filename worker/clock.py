@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from typing import Any
 
 _CANCEL_AGAIN_S = 0.2
 
@@ -63,7 +64,7 @@ def _wake(word: asyncio.Future[None]) -> None:
         word.set_result(None)
 
 
-async def end(tasks: Iterable[asyncio.Task[None]]) -> None:
+async def end(tasks: Iterable[asyncio.Task[Any]]) -> None:
     """Cancel the tasks until they have ended.
 
     Once is not enough: Python 3.11's wait_for, through which the Redis client sends,

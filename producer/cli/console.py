@@ -174,6 +174,7 @@ def batch_lines(status: BatchStatus) -> Table:
         "workspace": status.workspace,
         "file": status.label,
         "submitted": _local(status.created_ms).strftime("%Y-%m-%d %H:%M:%S"),
+        "expires": "" if status.expires_ms is None else _local(status.expires_ms).strftime("%Y-%m-%d %H:%M:%S"),
         "state": _state(status),
         "done": f"{status.finished}/{_total(status)}{': ' if counts else ''}{counts}",
         "requests": str(status.requests),
@@ -188,7 +189,8 @@ def batch_lines(status: BatchStatus) -> Table:
 
 
 def _state(status: BatchStatus) -> str:
-    return "paused" if status.paused else "cancelling" if status.cancelling else status.state.value
+    doing = {"paused": status.paused, "cancelling": status.cancelling, "expiring": status.expiring}
+    return next((word for word, is_so in doing.items() if is_so), status.state.value)
 
 
 def _total(status: BatchStatus) -> str:

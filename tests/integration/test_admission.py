@@ -7,6 +7,7 @@ import hashlib
 import struct
 import time
 from collections import Counter
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from producer import Producer
 from producer.client import CHUNK_JOBS
 from producer.lanes import Kind, Verb
 from schemas import InvokeJob, JobRecord, ProducerError, Status, Usage, names
-from schemas.batch import BatchState
+from schemas.batch import BatchState, end_state
 from schemas.database import engine_for, ensure_tables
 from schemas.lane import Lane, LaneFault
 from schemas.outcome import Code
@@ -26,7 +27,7 @@ from tests.given import a_job, a_result, let_leases_lapse, let_parked_lanes_open
 from worker.admission.releases import Released, Releases
 from worker.admission.sweeper import Sweeper
 from worker.events import BatchEnded, Events
-from worker.queue.queue import Claimed, JobQueue
+from worker.queue.queue import CalledOff, Claimed, JobQueue
 from worker.queue.steps import ReplyStep
 from worker.store.sql import SqlStore
 
@@ -92,8 +93,8 @@ class Queue:
         return [each for each in held if each]
 
     async def finish(self, held: Claimed) -> None:
-        """End a job: as cancelled if that is what became of it."""
-        status = Status.CANCELLED if held.cancelled else Status.SUCCEEDED
+        """End a job: as it was called off, if it was."""
+        status = Status(held.called_off) if held.called_off else Status.SUCCEEDED
         await self.jobs.finish(held, a_result(held.record, status=status))
 
     async def serve(self, count: int) -> list[str]:
@@ -105,17 +106,22 @@ class Queue:
                 await self.finish(held)
         return served
 
+    async def expire(self, batch_id: str) -> None:
+        """Let the batch's time be over."""
+        await self.redis.zadd(names.EXPIRING, {batch_id: 1})
+        assert await self.jobs.expire_batches() == 1
+
     async def drain(self) -> list[Claimed]:
-        """Take what was cancelled while it waited, and claim it."""
+        """Take what was called off while it waited, and claim it."""
         held = [await self.jobs.claim(hint) for hint in await self.jobs.drain(1000)]
         return [each for each in held if each]
 
     async def drain_all(self) -> list[str]:
-        """Bring all that was cancelled while it waited to its end; return the ids."""
+        """Bring all that was called off while it waited to its end; return the ids."""
         ended = []
         while held := await self.drain():
             for each in held:
-                assert each.cancelled
+                assert each.called_off
                 await self.finish(each)
                 ended.append(each.id)
         return ended
@@ -514,7 +520,7 @@ class TestStopping:
         (held,) = await queue.claim()
         queue.stop("pause", "lane", lane)
         queue.stop("pause", "batch", "b")
-        assert await queue.jobs.append(held, reply()) is False
+        assert await queue.jobs.append(held, reply()) is None
         await queue.finish(held)
         assert (await queue.jobs.ending_batches()).keys() == {"b"}
 
@@ -527,12 +533,12 @@ class TestStopping:
         assert len(held) == 5
         await queue.jobs.snooze(snoozed, delay_s=3600, burns_attempt=False, hold_lane=False)
         (hint,) = (await queue.look()).hints
-        assert queue.stop("cancel", "batch", "b") == 1
+        assert queue.stop("cancel", "batch", "b") == 2
 
-        assert await queue.jobs.append(ran, reply()) is True  # its reply is kept, and it is told
+        assert await queue.jobs.append(ran, reply()) is CalledOff.CANCELLED  # its reply is kept, and it is told
         claim = await queue.jobs.claim(hint)
         assert claim is not None
-        assert claim.cancelled
+        assert claim.called_off is CalledOff.CANCELLED
         for each in (*held[1:], claim):
             await queue.jobs.finish(each, a_result(each.record, status=Status.CANCELLED))
         ended = await queue.drain_all()
@@ -544,16 +550,106 @@ class TestStopping:
         assert fields["requests"] == "8"  # a_result counts one each
         assert await queue.places() == {}
 
-    async def test_a_cancelled_batch_takes_no_more_rows_and_says_so(self, queue: Queue) -> None:
+    @pytest.mark.parametrize(
+        ("marks", "ends_as"),
+        [
+            ({"cancelled_ms": 5, "expired_ms": 6, "over_budget_ms": 7}, CalledOff.CANCELLED),
+            ({"cancelled_ms": 6, "expired_ms": 5}, CalledOff.EXPIRED),
+            ({"expired_ms": 6, "over_budget_ms": 5}, CalledOff.OVER_BUDGET),
+        ],
+    )
+    async def test_a_job_ends_by_what_called_its_batch_off_first(
+        self, queue: Queue, marks: dict[str, int], ends_as: CalledOff
+    ) -> None:
+        queue.producer.enqueue_many(of("w/p/a", 2), batch_id="b")
+        await queue.has(2)
+        (ran,) = await queue.claim(1)
+        for mark, ms in marks.items():
+            await queue.redis.hset(names.batch("b"), mark, str(ms))
+        (claimed_late,) = await queue.claim(1)
+        assert await queue.jobs.append(ran, reply()) is ends_as
+        assert await queue.jobs.called_off(ran) is ends_as
+        assert claimed_late.called_off is ends_as
+
+    @pytest.mark.parametrize("verb", ["cancel", "expire"])
+    async def test_jobs_that_their_thread_blocks_end_at_once_when_their_batch_is_called_off(
+        self, queue: Queue, verb: str
+    ) -> None:
+        queue.producer.enqueue(a_job("first", assistant="w/p/a", thread_id="t"))
+        queue.producer.enqueue_many(of("w/p/a", 3, thread_id="t"), batch_id="b")
+        queue.producer.enqueue(a_job("last", assistant="w/p/a", thread_id="t"))
+        await queue.has(10)
+        (first,) = await queue.claim()
+        if verb == "cancel":
+            assert queue.stop("cancel", "batch", "b") == 3
+        else:
+            await queue.expire("b")
+        assert sorted(await queue.drain_all()) == ["b.0", "b.1", "b.2"]
+        assert await queue.take() == []
+        await queue.finish(first)
+        assert await queue.serve(1) == ["last"]
+        assert await queue.redis.keys("aq:thread:*") == []
+
+    async def test_a_batch_expires_when_its_time_is_over_wherever_its_jobs_are(self, queue: Queue) -> None:
+        jobs, hour = of("w/p/a", 4), timedelta(hours=1)
+        queue.producer.enqueue_many(jobs, batch_id="b", expires_at=datetime.now(UTC) - hour)
+        queue.producer.enqueue_many(jobs, batch_id="later", expires_at=datetime.now(UTC) + hour)
+        await queue.has(100)
+        held = await queue.claim(4)
+        ran, snoozed = [each for each in held if each.batch_id == "b"]
+        await queue.jobs.snooze(snoozed, delay_s=3600, burns_attempt=False, hold_lane=False)
+        assert await queue.jobs.expire_batches() == 1
+        assert await queue.jobs.expire_batches() == 0
+        (told,) = [status for status in queue.producer.open_batches() if status.batch_id == "b"]
+        assert (told.state, told.expiring, told.cancelling) == (BatchState.RUNNING, True, False)
+        assert await queue.jobs.append(ran, reply()) is CalledOff.EXPIRED
+        await queue.finish(ran)  # its answer came in time
+        queue.stop("cancel", "batch", "b")  # too late to say otherwise
+        await queue.jobs.sweep()
+        for each in [*held, *await queue.claim()]:
+            if each.batch_id == "later":
+                await queue.finish(each)
+        await queue.drain_all()
+        fields = await queue.jobs.ending_batches()
+        assert end_state(fields["b"]) is BatchState.EXPIRED
+        assert (fields["b"]["finished"], fields["b"]["expired"], fields["b"]["succeeded"]) == ("4", "3", "1")
+        assert end_state(fields["later"]) is BatchState.COMPLETED
+        assert await queue.jobs.end_batch("later", state="completed")
+        assert not await queue.redis.exists(names.EXPIRING)
+
+    async def test_a_batch_whose_jobs_all_ended_in_time_does_not_expire(self, queue: Queue) -> None:
+        queue.producer.enqueue_many(of("w/p/a", 1), batch_id="b", expires_at=datetime.now(UTC) - timedelta(hours=1))
+        await queue.has(10)
+        await queue.finish((await queue.claim())[0])
+        assert await queue.jobs.expire_batches() == 0
+        assert end_state((await queue.jobs.ending_batches())["b"]) is BatchState.COMPLETED
+
+    async def test_the_time_that_a_batch_was_given_first_stands_when_it_is_sent_again(self, queue: Queue) -> None:
+        first = datetime.now(UTC) + timedelta(hours=1)
+        for expires_at in (first, first + timedelta(hours=1), first - timedelta(hours=2), None):
+            queue.producer.enqueue_many(of("w/p/a", 2), batch_id="b", expires_at=expires_at)
+        assert await queue.jobs.expire_batches() == 0
+        status = queue.producer.batch("b").status()
+        assert status is not None
+        assert status.expires_ms == int(first.timestamp() * 1000)
+
+    @pytest.mark.parametrize(("verb", "why"), [("cancel", "was cancelled"), ("expire", "has expired")])
+    async def test_a_batch_that_is_called_off_takes_no_more_rows_and_says_so(
+        self, queue: Queue, verb: str, why: str
+    ) -> None:
         def jobs() -> Any:
             yield from of("w/p/a", CHUNK_JOBS)
             while (status := queue.producer.batch("b").status()) is None or status.enqueued < CHUNK_JOBS:
                 time.sleep(0.01)  # the chunk is sent by a thread of its own
-            queue.stop("cancel", "batch", "b")
+            if verb == "cancel":
+                queue.stop("cancel", "batch", "b")
+            else:
+                asyncio.run_coroutine_threadsafe(queue.expire("b"), loop).result()
             yield from of("w/p/a", 3)
 
-        with pytest.raises(ProducerError, match="batch b was cancelled; send more as another batch"):
-            queue.producer.enqueue_many(jobs(), batch_id="b")
+        loop = asyncio.get_running_loop()
+        with pytest.raises(ProducerError, match=f"batch b {why}; send more as another batch"):
+            await asyncio.to_thread(queue.producer.enqueue_many, jobs(), batch_id="b")
         assert len(await queue.drain_all()) == CHUNK_JOBS
         assert (await queue.jobs.ending_batches())["b"]["finished"] == str(CHUNK_JOBS)
 
@@ -622,7 +718,7 @@ class TestStopping:
         assert queue.stop("cancel", "lane", lane) == 3
         queue.producer.enqueue(a_job("later", assistant="w/p/a"))
         assert sorted(await queue.drain_all()) == ["b.0", "b.1", "b.2"]
-        assert await queue.jobs.append(held, reply()) is False
+        assert await queue.jobs.append(held, reply()) is None
         await queue.finish(held)
         assert await queue.drain_all() == ["blocked"]
         assert await queue.serve(5) == ["later", "b.3"]
@@ -662,7 +758,7 @@ class TestStopping:
         assert await queue.drain_all() == ["b.0"]
 
 
-@pytest.mark.parametrize("state", [BatchState.COMPLETED, BatchState.CANCELLED])
+@pytest.mark.parametrize("state", [BatchState.COMPLETED, BatchState.CANCELLED, BatchState.EXPIRED])
 async def test_a_batch_ends_once_in_sql_with_one_webhook_that_says_how(
     queue: Queue, database_url: str, state: BatchState
 ) -> None:
@@ -672,10 +768,12 @@ async def test_a_batch_ends_once_in_sql_with_one_webhook_that_says_how(
     queue.producer.enqueue_many(of("w/p/a", 3), batch_id="b", webhook="https://example.org/hook")
     if state is BatchState.CANCELLED:
         queue.stop("cancel", "batch", "b")
-        await queue.drain_all()
+    elif state is BatchState.EXPIRED:
+        await queue.expire("b")
     else:
         await queue.has(10)
         await queue.serve(3)
+    await queue.drain_all()
     seen: list[object] = []
     sweepers = [
         Sweeper(

@@ -7,7 +7,7 @@ import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import redis as sync_redis
@@ -21,11 +21,12 @@ from schemas import ProducerError, Status, names
 from schemas.lane import Lane
 from tests.given import a_job, a_result, let_leases_lapse, let_parked_lanes_open, let_snoozes_end, state, text
 from worker.admission.releases import Releases
-from worker.queue.queue import Claimed, Hint, JobQueue
+from worker.queue.queue import CalledOff, Claimed, Hint, JobQueue
 
 WORKSPACES, ASSISTANTS, MODELS, BATCHES, THREADS = ("a", "b"), ("x", "y"), ("m1", "m2"), ("", "b1", "b2"), ("", "t")
 CAPACITY = 40
 verbs = st.sampled_from(["pause", "resume", "cancel"])
+batch_verbs = st.sampled_from(["pause", "resume", "cancel", "expire"])
 numbers = st.integers(0, 30)
 STEPS = st.lists(
     st.one_of(
@@ -47,7 +48,7 @@ STEPS = st.lists(
         st.tuples(st.just("drain"), st.integers(1, 5)),
         st.tuples(st.just("workers die")),
         st.tuples(st.just("snoozes end")),
-        st.tuples(st.just("batch"), verbs, st.sampled_from(WORKSPACES), st.sampled_from(BATCHES[1:])),
+        st.tuples(st.just("batch"), batch_verbs, st.sampled_from(WORKSPACES), st.sampled_from(BATCHES[1:])),
         st.tuples(st.just("lane"), verbs, st.sampled_from(WORKSPACES), st.sampled_from(MODELS)),
     ),
     min_size=30,
@@ -74,9 +75,10 @@ class Played:
     held: list[Claimed] = field(default_factory=list)
     enqueued: list[str] = field(default_factory=list)
     order: dict[str, list[str]] = field(default_factory=dict)  # thread -> its jobs that have not ended
-    ended: dict[str, bool] = field(default_factory=dict)  # id -> whether it was cancelled
-    must_cancel: set[str] = field(default_factory=set)
-    may_cancel: set[str] = field(default_factory=set)
+    ended: dict[str, bool] = field(default_factory=dict)  # id -> whether it was called off
+    must_end: set[str] = field(default_factory=set)  # they were called off while they waited
+    may_end: set[str] = field(default_factory=set)
+    expired: set[str] = field(default_factory=set)  # batches whose time was over before anybody cancelled them
     began: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -92,7 +94,7 @@ class Played:
         number = next(self._numbers)
         job = a_job(f"j{number}", assistant=f"{workspace}/p/{assistant}", thread_id=thread or None)
         batch_id = f"{workspace}-{batch}" if batch else ""
-        if batch_id and await self.redis.hexists(names.batch(batch_id), "cancelled_ms"):
+        if batch_id and any(await self.redis.hmget(names.batch(batch_id), "cancelled_ms", "expired_ms")):
             return
         if batch_id:
             self.producer._open_batch(batch_id, {"workspace": workspace, "webhook": "", "label": ""})
@@ -127,12 +129,13 @@ class Played:
         if held is None:
             return
         assert held.id not in self.ended, "one that had ended runs"
-        if held.id in self.must_cancel:
-            assert held.cancelled, "one that was cancelled while it waited runs"
-        if held.cancelled:
-            assert held.id in self.must_cancel | self.may_cancel, "one that nobody cancelled ends"
+        if held.id in self.must_end:
+            assert held.called_off, "one that was called off while it waited runs"
+        if held.called_off:
+            assert held.id in self.must_end | self.may_end, "one that nobody called off ends"
+            assert held.called_off is CalledOff.CANCELLED or held.batch_id in self.expired
         for waiting in self.order.values():
-            assert held.id not in waiting[1:], "out of its thread's order"
+            assert held.called_off or held.id not in waiting[1:], "out of its thread's order"
         self.began.add(held.id)
         self.held.append(held)
 
@@ -144,10 +147,10 @@ class Played:
             await self._finish(held)
 
     async def _finish(self, held: Claimed) -> None:
-        status = Status.CANCELLED if held.cancelled else Status.SUCCEEDED
+        status = Status(held.called_off) if held.called_off else Status.SUCCEEDED
         await self.jobs.finish(held, a_result(held.record, status=status))
         assert held.id not in self.ended, "one ended twice"
-        self.ended[held.id] = held.cancelled
+        self.ended[held.id] = held.called_off is not None
         for waiting in self.order.values():
             if held.id in waiting:
                 waiting.remove(held.id)
@@ -183,11 +186,18 @@ class Played:
         await let_parked_lanes_open(self.redis)
         await self.jobs.sweep()
 
-    async def do_batch(self, verb: Verb, workspace: str, batch: str) -> None:
+    async def do_batch(self, verb: Verb | Literal["expire"], workspace: str, batch: str) -> None:
         name = f"{workspace}-{batch}"
-        if await self.redis.hexists(names.batch(name), "created_ms"):
-            if verb == "cancel":
-                await self._note_cancelled(lambda job: job.get("batch") == name)
+        if not await self.redis.hexists(names.batch(name), "created_ms"):
+            return
+        if verb in {"cancel", "expire"}:
+            await self._note_called_off(lambda job: job.get("batch") == name)
+        if verb == "expire":
+            await self.redis.zadd(names.EXPIRING, {name: 1})
+            if await self.jobs.expire_batches():
+                self.expired.add(name)
+            assert not await self.redis.exists(names.EXPIRING)
+        else:
             await self._stop(verb, "batch", name)
 
     async def do_lane(self, verb: Verb, workspace: str, model: str) -> None:
@@ -196,26 +206,26 @@ class Played:
             routes = {text(k): text(v) for k, v in (await self.redis.hgetall(names.ROUTES)).items()}
             for job_id in self.unfinished():
                 if routes.get((await state(self.redis, job_id))["route"]) == lane:
-                    self.may_cancel.add(job_id)
+                    self.may_end.add(job_id)
             for priority in "IB":
                 for entry in await self.redis.zrange(names.lane_lines(lane, priority), 0, -1):
                     line = text(entry)
-                    self.must_cancel |= {text(each) for each in await self.redis.lrange(names.line(line), 0, -1)}
+                    self.must_end |= {text(each) for each in await self.redis.lrange(names.line(line), 0, -1)}
         await self._stop(verb, "lane", lane)
 
-    async def _note_cancelled(self, concerns: Any) -> None:
+    async def _note_called_off(self, concerns: Any) -> None:
         running = {held.id for held in self.held}
         for job_id in self.unfinished():
             if concerns(await state(self.redis, job_id)):
-                (self.may_cancel if job_id in running else self.must_cancel).add(job_id)
+                (self.may_end if job_id in running else self.must_end).add(job_id)
 
     async def _stop(self, verb: Verb, kind: Kind, name: str) -> None:
         over = False
         if kind == "batch":
-            fields = ("total", "finished", "cancelled_ms")
-            total, finished, cancelled = await self.redis.hmget(names.batch(name), *fields)
+            fields = ("total", "finished", "cancelled_ms", "expired_ms")
+            total, finished, *called_off = await self.redis.hmget(names.batch(name), *fields)
             over = total is not None and int(finished or 0) >= int(total)
-            over = over or (verb == "pause" and cancelled is not None)
+            over = over or (verb == "pause" and any(called_off))
         if over:
             with pytest.raises(ProducerError, match="has ended"):
                 Lanes(self.producer._redis).stop(verb, kind, name)
@@ -250,6 +260,8 @@ class Played:
             if found == [names.LEASES]:
                 workspace = job["route"].split("/")[0]
                 places[workspace] = places.get(workspace, 0) + 1
+            blocked = job.get("batch") and await self.redis.sismember(names.blocked(job["batch"]), job_id)
+            assert bool(blocked) == (job["state"] == "blocked" and "batch" in job), "a blocked job is not known as such"
         assert where == {}, "what ended is still somewhere"
         assert {text(k): int(v) for k, v in (await self.redis.hgetall(names.PLACES)).items()} == places
         await self._check_registers([key.removeprefix("aq:line:") for key in lists if key.startswith("aq:line:")])
@@ -293,7 +305,8 @@ class Played:
             if not self.held:
                 await self.do_workers_die()
         assert self.unfinished() == [], "lost"
-        assert all(self.ended[job_id] for job_id in self.must_cancel)
+        assert await self.redis.keys(names.blocked("*")) == [], "what ended is still blocked"
+        assert all(self.ended[job_id] for job_id in self.must_end)
         await self.check()
         for workspace, batch in itertools.product(WORKSPACES, BATCHES[1:]):
             fields = await self.redis.hgetall(names.batch(f"{workspace}-{batch}"))

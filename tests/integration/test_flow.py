@@ -760,6 +760,34 @@ class TestCrashes:
         assert ended(producer).status is Status.CANCELLED
         assert not await worker.redis.exists(f"aq:held:{LANE.key}")
 
+    async def test_a_job_that_is_cancelled_hears_of_it_while_its_turn_is_far_away_and_gives_up_its_place(
+        self, hire: Hire, producer: Producer, loopback_provider: LoopbackProvider
+    ) -> None:
+        go = threading.Event()
+        loopback_provider.queue(hang_until(go, then=answers("positive")))
+        wide, narrow = [
+            hire(limits=LaneLimits(rpm=6000, tpm=1_000_000, burst_s=60, max_concurrency=most)) for most in (2, 1)
+        ]
+        producer.enqueue(a_job("slow"))
+        (hint,) = await released(wide.queue)
+        slow = asyncio.create_task(wide.flow.run(hint))
+        await asyncio.to_thread(loopback_provider.wait_for_requests, 1)
+        batch = producer.enqueue_many([a_job("j")], batch_id="b")
+        (hint,) = await released(narrow.queue)
+        waits = asyncio.create_task(narrow.flow.run(hint))
+        await until(lambda: narrow.redis.exists(f"aq:tickets:{LANE.key}"))
+        batch.cancel()
+        await asyncio.wait_for(waits, DEADLINE_S)
+        assert ended(producer).status is Status.CANCELLED
+        await narrow.limiter.aclose()
+        assert not await narrow.redis.exists(f"aq:tickets:{LANE.key}")
+        assert not slow.done()
+        go.set()
+        await asyncio.wait_for(slow, DEADLINE_S)
+        assert (await reserved(narrow.redis, LANE))[0] == 1
+        assert not await narrow.redis.exists(f"aq:held:{LANE.key}")
+        assert loopback_provider.count == 1
+
     async def test_a_worker_that_hears_of_its_loss_stops_waiting_for_the_provider(
         self, worker: Worker, producer: Producer, loopback_provider: LoopbackProvider
     ) -> None:

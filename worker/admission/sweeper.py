@@ -1,4 +1,4 @@
-"""The sweeper: frees dead workers' jobs, wakes snoozed ones, and ends batches.
+"""The sweeper: frees dead workers' jobs, wakes snoozed ones, calls off batches whose time is over, and ends batches.
 
 Runs in every worker process; what it does is atomic or idempotent, so many may do it at once.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from schemas.batch import BatchState, BatchStatus
+from schemas.batch import BatchStatus, end_state
 from worker.errors import RedisAway
 from worker.events import BatchEnded, Events, JobsRecovered, ServiceFault
 from worker.queue.queue import JobQueue
@@ -58,11 +58,11 @@ class Sweeper:
         if swept.recovered:
             self._events.emit(JobsRecovered(count=swept.recovered))
         freed = await self._free_lost_calls()
-        if swept.recovered or swept.due or freed:
+        expired = await self._queue.expire_batches()
+        if swept.recovered or swept.due or freed or expired:
             self._wake()
         for batch_id, fields in (await self._queue.ending_batches()).items():
-            state = BatchState.CANCELLED if "cancelled_ms" in fields else BatchState.COMPLETED
-            await self._end_batch(BatchStatus.from_fields(batch_id, {**fields, "state": state}))
+            await self._end_batch(BatchStatus.from_fields(batch_id, {**fields, "state": end_state(fields)}))
         await self._send_due_webhooks()
 
     async def _end_batch(self, status: BatchStatus) -> None:

@@ -10,25 +10,24 @@ from dataclasses import dataclass, replace
 from schemas.assistant import ProviderKind
 from schemas.chat import Message, Usage
 from schemas.lane import Lane
-from schemas.outcome import Cancelled, Code, Failed, Outcome, Snoozed
+from schemas.outcome import Code, Failed, Outcome, Snoozed
 from worker.clock import Clock
 from worker.events import Events, LimiterWaited, ProviderCalled, ToolCalled
-from worker.flow.decide import decide_error, decide_refusal, decide_tools
+from worker.flow.decide import decide_called_off, decide_error, decide_refusal, decide_tools
 from worker.flow.moves import Ask, Rules, RunTools, next_move
 from worker.flow.prepare import Prepared
 from worker.flow.request import estimate_key, request_of
+from worker.flow.turn import await_turn
 from worker.limits.base import Granted, Limiter, Stopped
 from worker.limits.learned import EstimateKey, Estimates
 from worker.providers.base import ChatRequest, Provider, StructuredOutput
 from worker.providers.errors import ProviderError, StructuredOutputUnsupported, Unreachable
-from worker.queue.queue import Claimed, JobQueue
+from worker.queue.queue import CalledOff, Claimed, JobQueue
 from worker.queue.steps import AnyStep, ReplyStep, ToolStep
 from worker.tools.base import ToolAnswer, Toolbox, Tools, ToolsUnavailable
 
 # A wait that is shorter is not worth telling about.
 _TELL_WAITS_FROM_S = 0.001
-# Somebody may have cancelled a job that waited for longer.
-_LOOK_AGAIN_AFTER_S = 0.25
 _LET_OUT_TOO_EARLY = Snoozed(delay_s=0, code=Code.LIMITER_WAIT, reason="the job's lane is paused or has no room now")
 _SHUTTING_DOWN = Snoozed(delay_s=0, code=Code.SHUTTING_DOWN, reason="the worker shuts down")
 
@@ -43,10 +42,10 @@ class Conversed:
 
 @dataclass(frozen=True, slots=True)
 class _Journaled:
-    """Steps that stand in the journal; `cancelled` says that the job was called off meanwhile."""
+    """Steps that stand in the journal; `called_off` says why the job is to end, if it was called off meanwhile."""
 
     steps: tuple[AnyStep, ...]
-    cancelled: bool
+    called_off: CalledOff | None
 
 
 class Conversation:
@@ -115,8 +114,8 @@ class Conversation:
                 case _:
                     return Conversed(outcome=move, steps=steps)
             steps += made.steps
-            if made.cancelled and isinstance(next_move(steps, rules, tools), Ask | RunTools):
-                return Conversed(outcome=Cancelled(), steps=steps)
+            if made.called_off is not None and isinstance(next_move(steps, rules, tools), Ask | RunTools):
+                return Conversed(outcome=decide_called_off(made.called_off), steps=steps)
 
     async def _buy(
         self,
@@ -171,16 +170,15 @@ class Conversation:
     ) -> _Journaled | Outcome | StructuredOutputUnsupported:
         expected = self._estimates.expect(request, key)
         tokens = expected.total
-        answer = await self._limiter.reserve(lane, tokens=tokens, owner=claimed.id)
+        answer = await await_turn(self._limiter, self._queue, claimed, lane=lane, tokens=tokens)
+        if isinstance(answer, CalledOff):
+            return decide_called_off(answer)
         if isinstance(answer, Stopped):
             return _SHUTTING_DOWN
         if not isinstance(answer, Granted):
             return decide_refusal(answer, tokens=tokens)
         if answer.waited_s >= _TELL_WAITS_FROM_S:
             self._events.emit(LimiterWaited(claimed.id, claimed.batch_id, lane, answer.waited_s))
-        if answer.waited_s >= _LOOK_AGAIN_AFTER_S and await self._queue.called_off(claimed):
-            await self._limiter.cancel(lane, answer)
-            return Cancelled()
         began_s = time.monotonic()
         try:
             reply = await provider.complete(request)
@@ -209,7 +207,7 @@ class Conversation:
         grant = replace(answer, late_s=answer.late_s + reply.sent_after_s)
         try:
             # Before anything else: from here on the reply is ours, whatever becomes of this worker.
-            cancelled = await self._queue.append(claimed, step, index=index)
+            called_off = await self._queue.append(claimed, step, index=index)
             self._estimates.learn(key, expected, reply.usage)
         finally:
             # What it used is used, whoever the job belongs to by now.
@@ -217,21 +215,21 @@ class Conversation:
         if reply.told is not None:
             await self._limiter.believe(lane, reply.told)
         self._tell(claimed, lane, began_s, outcome="ok", status=200, usage=step.usage)
-        return _Journaled((step,), cancelled=cancelled)
+        return _Journaled((step,), called_off=called_off)
 
     async def _run_tools(self, claimed: Claimed, move: RunTools, tools: Tools, *, first: int) -> _Journaled:
         """Run the calls; each answer is journaled as it comes, from the `first`-th step on, and then final."""
         positions = tuple(move.calls)
         steps: list[AnyStep] = []
-        cancelled = False
+        called_off: CalledOff | None = None
         one_by_one = asyncio.Lock()
 
         async def keep(call: int, answer: ToolAnswer) -> None:
-            nonlocal cancelled
+            nonlocal called_off
             told = Message(role="tool", content=answer.content, tool_call_id=answer.call_id, name=answer.name)
             step = ToolStep(position=positions[call], answer=told)
             async with one_by_one:
-                cancelled = await self._queue.append(claimed, step, index=first + len(steps))
+                called_off = await self._queue.append(claimed, step, index=first + len(steps))
                 steps.append(step)
             self._events.emit(
                 ToolCalled(
@@ -246,7 +244,7 @@ class Conversation:
         # The reply's place tells rounds apart, so that a call which comes again has the same key.
         keys = [f"{claimed.id}.{move.reply}.{position}" for position in positions]
         await tools.run(tuple(move.calls.values()), keys=keys, answered=keep)
-        return _Journaled(tuple(steps), cancelled=cancelled)
+        return _Journaled(tuple(steps), called_off=called_off)
 
     async def _met(
         self, error: ProviderError, claimed: Claimed, lane: Lane, grant: Granted

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from schemas.outcome import Code, Failed, Outcome, Snoozed
+from schemas.outcome import Cancelled, Code, Expired, Failed, Final, Outcome, OverBudget, Snoozed
 from worker.limits.base import Later, TooLarge
 from worker.providers.errors import (
     ContentFiltered,
@@ -21,6 +21,7 @@ from worker.providers.errors import (
     ServerFault,
     Unreachable,
 )
+from worker.queue.queue import CalledOff
 from worker.tools.base import ToolsUnavailable
 
 BACKOFF_BASE_S = 0.5
@@ -35,6 +36,17 @@ JITTER_S = 1.0
 LONG_WAIT_S = 120.0
 
 Random = Callable[[float, float], float]
+
+
+def decide_called_off(called_off: CalledOff) -> Final:
+    """Return how a job ends that was called off."""
+    match called_off:
+        case CalledOff.CANCELLED:
+            return Cancelled()
+        case CalledOff.EXPIRED:
+            return Expired()
+        case CalledOff.OVER_BUDGET:
+            return OverBudget(code=Code.BATCH_BUDGET, error="the batch has spent its cap")
 
 
 def decide_refusal(answer: Later | TooLarge, *, tokens: int) -> Outcome:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import time
 
-from schemas.outcome import Cancelled, Code, Final, Snoozed
+from schemas.outcome import Code, Final, Snoozed
 from schemas.result import JobResult
 from worker.clock import Clock
 from worker.errors import RedisAway
 from worker.events import Events, JobCrashed, JobEnded, JobSnoozed, JobStarted, ServiceFault, StaleWorkRefused
 from worker.flow.converse import Conversation
-from worker.flow.decide import decide_crash
+from worker.flow.decide import decide_called_off, decide_crash
 from worker.flow.prepare import Prepared, prepare
 from worker.flow.settle import result_of, settlement_of
 from worker.queue.leases import Leases
@@ -127,8 +127,8 @@ class Flow:
         kept = next((step.result for step in claimed.journal if isinstance(step, ResultStep)), None)
         if kept is not None:
             return settlement_of(claimed, kept, steps=claimed.journal)
-        if claimed.cancelled:
-            return self._ended(claimed, Cancelled())
+        if claimed.called_off is not None:
+            return self._ended(claimed, decide_called_off(claimed.called_off))
         try:
             context = await self._store.context(claimed.record)
         except StoreAway as away:

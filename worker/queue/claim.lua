@@ -4,20 +4,20 @@
 -- KEYS[1] aq:job:<id>  KEYS[2] aq:journal:<id>
 -- ARGV[1] id, ARGV[2] the hint's epoch, ARGV[3] lease in ms, ARGV[4] the claim's own token
 --
--- Returns record, attempts, enqueued_ms, now_ms, the lane under whose name it was let out or '', '1' if it is to be
--- cancelled, then the journal; or nil when the hint is stale: the job ended, was released
+-- Returns record, attempts, enqueued_ms, now_ms, the lane under whose name it was let out or '', why it is called
+-- off or '', then the journal; or nil when the hint is stale: the job ended, was released
 -- again, or another worker has it. A job whose batch or lane was paused meanwhile goes back to its
 -- line. The token lets a claim whose reply was lost be sent again.
 
 local job = redis.call('HMGET', KEYS[1], 'state', 'epoch', 'owner', 'record', 'attempts', 'enqueued_ms', 'batch', 'route',
-  'cancelled')
+  'called_off')
 local mine = job[1] == 'running' and job[3] == ARGV[4]
 if job[2] ~= ARGV[2] or (job[1] ~= 'released' and not mine) then
   return nil
 end
 local batch, route = job[7], job[8]
-local cancelled = is_cancelled(job[9], batch, route, job[6])
-if not mine and not cancelled and is_paused(batch, route) then
+local called_off = called_off_as(job[9], batch, route, job[6])
+if not mine and not called_off and is_paused(batch, route) then
   rejoin_line(ARGV[1])
   return nil
 end
@@ -32,7 +32,7 @@ local lane = lane_of(route)
 if not redis.call('ZSCORE', 'aq:entering:' .. lane, ARGV[1]) or string.sub(lane, 1, 1) == '?' then
   lane = ''
 end
-local reply = { job[4], job[5] or '0', job[6], tostring(now_ms), lane, cancelled and '1' or '' }
+local reply = { job[4], job[5] or '0', job[6], tostring(now_ms), lane, called_off or '' }
 for _, step in ipairs(redis.call('LRANGE', KEYS[2], 0, -1)) do
   reply[#reply + 1] = step
 end

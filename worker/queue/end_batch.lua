@@ -1,7 +1,7 @@
 -- Mark a batch as ended, after its row is in SQL.
 --
 -- KEYS[1] aq:batch:<batch>  KEYS[2] aq:ending  KEYS[3] aq:rows:<batch>  KEYS[4] aq:batches
--- KEYS[5] aq:linesof:<batch>
+-- KEYS[5] aq:linesof:<batch>  KEYS[6] aq:expiring
 -- ARGV[1] batch id, ARGV[2] final state, ARGV[3] seconds to keep the counts
 --
 -- Returns 1, or 0 when another worker has marked it before.
@@ -14,5 +14,6 @@ redis.call('EXPIRE', KEYS[1], ARGV[3])
 redis.call('EXPIRE', KEYS[3], ARGV[3])
 redis.call('DEL', KEYS[5])
 redis.call('ZREM', KEYS[4], ARGV[1])
+redis.call('ZREM', KEYS[6], ARGV[1])
 redis.call('PUBLISH', KEYS[1], ARGV[2])
 return 1

@@ -5,7 +5,7 @@
 -- ARGV[1] id, ARGV[2] epoch, ARGV[3] final status, ARGV[4] result (JSON), ARGV[5] seconds to keep it,
 -- ARGV[6] requests, ARGV[7] prompt tokens, ARGV[8] completion tokens
 --
--- Also aq:batch:<batch>, aq:ending, aq:thread:<workspace>:<thread>, and those of the lines.
+-- Also aq:batch:<batch>, aq:blocked:<batch>, aq:ending, aq:thread:<workspace>:<thread>, and those of the lines.
 -- Returns 1 when it ended here or had ended before, 0 when the job is somebody else's.
 -- Runs after the SQL commit: a crash in between leaves the job to be claimed again, and the
 -- second settling finds the row in SQL.
@@ -30,7 +30,11 @@ if job[4] then
   local thread = 'aq:thread:' .. job[4]
   redis.call('LREM', thread, 1, ARGV[1])
   local next_id = redis.call('LINDEX', thread, 0)
-  if next_id and redis.call('HGET', 'aq:job:' .. next_id, 'state') == 'blocked' then
+  local next_job = next_id and redis.call('HMGET', 'aq:job:' .. next_id, 'state', 'batch')
+  if next_job and next_job[1] == 'blocked' then
+    if next_job[2] then
+      redis.call('SREM', 'aq:blocked:' .. next_job[2], next_id)
+    end
     rejoin_line(next_id)
     redis.call('PUBLISH', 'aq:wake', 'thread')
   end

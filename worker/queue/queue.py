@@ -10,6 +10,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import StrEnum
 from importlib import resources
 from typing import Any
 
@@ -33,8 +34,8 @@ CLAIM_WITHIN_S = 8.0
 # Jobs whose turn under their lane's limit is further away than this wait in their lines. Enough
 # that a lane never idles while a job is on its way, and few enough to keep places free.
 HORIZON_S = 1.0
-# What append.lua answers for a job that is to end.
-_CANCELLED = 2
+# Each may look through many snoozed jobs, while the server does nothing else.
+_EXPIRED_AT_ONCE = 3
 
 
 class StaleJobError(Exception):
@@ -55,12 +56,20 @@ class Hint:
     epoch: int
 
 
+class CalledOff(StrEnum):
+    """Why a job is to end without another call: what came first of a cancellation, its batch's time and its cap."""
+
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+    OVER_BUDGET = "over_budget"
+
+
 @dataclass(frozen=True, slots=True)
 class Claimed:
     """A job that is ours until its lease ends.
 
-    `lane_key` is the lane whose room it was given, if that was known; `cancelled` says that it is to end
-    without another call.
+    `lane_key` is the lane whose room it was given, if that was known; `called_off` says that it is to end
+    without another call, and why.
     """
 
     record: JobRecord
@@ -70,7 +79,7 @@ class Claimed:
     claimed_ms: int
     journal: tuple[AnyStep, ...]
     lane_key: str | None = None
-    cancelled: bool = False
+    called_off: CalledOff | None = None
 
     @property
     def hint(self) -> Hint:
@@ -119,7 +128,7 @@ class JobQueue:
             await self._redis.hdel(names.WORKERS, process)
 
     async def drain(self, limit: int) -> list[Hint]:
-        """Release up to `limit` waiting jobs that were cancelled; the caller runs them itself, to their end."""
+        """Release up to `limit` waiting jobs that were called off; the caller runs them itself, to their end."""
         reply = await self._run("drain", [], [limit, int(CLAIM_WITHIN_S * 1000)])
         return hints_of(reply)
 
@@ -132,7 +141,7 @@ class JobQueue:
         )
         if reply is None:
             return None
-        raw, attempts, enqueued_ms, now_ms, lane_key, cancelled, *entries = reply
+        raw, attempts, enqueued_ms, now_ms, lane_key, called_off, *entries = reply
         try:
             record, journal = JobRecord.model_validate_json(raw), tuple(parse_step(entry) for entry in entries)
         except ValidationError as exc:
@@ -146,7 +155,7 @@ class JobQueue:
             claimed_ms=int(now_ms),
             journal=journal,
             lane_key=_text(lane_key) or None,
-            cancelled=bool(cancelled),
+            called_off=_called_off(called_off),
         )
 
     async def meets(self, claimed: Claimed, lane: Lane) -> bool:
@@ -171,21 +180,21 @@ class JobQueue:
             args += [hint.job_id, hint.epoch]
         return {_text(job_id) for job_id in await self._run("renew", [names.LEASES], args)}
 
-    async def called_off(self, claimed: Claimed) -> bool:
-        """Return whether the job was cancelled since it was claimed."""
-        return bool(await self._run("called_off", [], [claimed.id]))
+    async def called_off(self, claimed: Claimed) -> CalledOff | None:
+        """Return why the job is to end, if it was called off since it was claimed."""
+        return _called_off(await self._run("called_off", [], [claimed.id]))
 
-    async def append(self, claimed: Claimed, step: AnyStep, *, index: int | None = None) -> bool:
+    async def append(self, claimed: Claimed, step: AnyStep, *, index: int | None = None) -> CalledOff | None:
         """Append a finished step to the job's journal, as its `index`-th if that is known; raises StaleJobError.
 
-        Returns whether the job was cancelled meanwhile: the step counts, and there should be no other.
+        Returns why the job was called off, if it was meanwhile: the step counts, and there should be no other.
         """
         keys = [names.job(claimed.id), names.journal(claimed.id)]
         args = [claimed.epoch, step.model_dump_json(), -1 if index is None else index]
         appended = await self._run("append", keys, args)
-        if not appended:
+        if appended == 0:
             raise StaleJobError(claimed.id, at="journal")
-        return bool(appended == _CANCELLED)
+        return _called_off(appended)
 
     async def snooze(self, claimed: Claimed, *, delay_s: float, burns_attempt: bool, hold_lane: bool) -> None:
         """Put the job back to wait; raises StaleJobError."""
@@ -217,6 +226,10 @@ class JobQueue:
         )
         return Swept(recovered=int(recovered), due=int(due))
 
+    async def expire_batches(self) -> int:
+        """Call off batches whose time is over, a few at once; return how many."""
+        return int(await self._run("expire_batches", [names.EXPIRING], [_EXPIRED_AT_ONCE]))
+
     async def ending_batches(self) -> dict[str, dict[str, str]]:
         """Return the batches whose last job ended and that are not yet marked as ended, with their fields."""
         found = {}
@@ -229,7 +242,7 @@ class JobQueue:
     async def end_batch(self, batch_id: str, *, state: str) -> bool:
         """Mark the batch as ended and tell who waits for it; False if another worker has done so."""
         keys = [names.batch(batch_id), names.ENDING, names.batch_rows(batch_id), names.BATCHES]
-        keys.append(names.batch_lines(batch_id))
+        keys += [names.batch_lines(batch_id), names.EXPIRING]
         return bool(await self._run("end_batch", keys, [batch_id, state, names.RESULT_TTL_S]))
 
     async def _run(self, script: str, keys: list[str], args: list[Any]) -> Any:
@@ -245,6 +258,10 @@ def hints_of(reply: list[Any]) -> list[Hint]:
 
 def _lua_files() -> list[str]:
     return [path.name for path in resources.files("worker.queue").iterdir() if path.name.endswith(".lua")]
+
+
+def _called_off(reason: bytes | str) -> CalledOff | None:
+    return CalledOff(_text(reason)) if reason else None
 
 
 def _text(value: bytes | str) -> str:

@@ -8,16 +8,16 @@
 -- A job of a lane that waits goes back to its line's head; any other waits in aq:snoozed for
 -- sweep.lua. Returns 1, or 0 when the job is somebody else's.
 
--- A cancelled job need not wait for its provider, but may have to for SQL.
-local CANCELLED_WAIT_MS = 5000
+-- A job that was called off need not wait for its provider, but may have to for SQL.
+local CALLED_OFF_WAIT_MS = 5000
 
-local job = redis.call('HMGET', KEYS[1], 'state', 'epoch', 'route', 'cancelled', 'batch', 'enqueued_ms')
+local job = redis.call('HMGET', KEYS[1], 'state', 'epoch', 'route', 'called_off', 'batch', 'enqueued_ms')
 if job[1] ~= 'running' or job[2] ~= ARGV[2] then
   return 0
 end
 local wait_ms = tonumber(ARGV[3])
-if is_cancelled(job[4], job[5], job[3], job[6]) then
-  wait_ms = math.min(wait_ms, CANCELLED_WAIT_MS)
+if called_off_as(job[4], job[5], job[3], job[6]) then
+  wait_ms = math.min(wait_ms, CALLED_OFF_WAIT_MS)
 end
 local time = redis.call('TIME')
 local until_ms = time[1] * 1000 + math.floor(time[2] / 1000) + wait_ms
