@@ -952,7 +952,7 @@ class TestShutdown:
     async def test_a_job_that_waited_for_its_turn_tells_how_long(
         self, hire: Hire, producer: Producer, loopback_provider: LoopbackProvider
     ) -> None:
-        worker = hire(limits=LaneLimits(rpm=600, tpm=100_000, burst_s=0.01))
+        worker = hire(limits=LaneLimits(rpm=60, tpm=100_000, burst_s=0.01))
         producer.enqueue_many([a_job()] * 2, batch_id="b")
         await worker.run()
         (told,) = worker.all(LimiterWaited)
