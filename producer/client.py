@@ -55,6 +55,14 @@ class RejectedRow:
     rejection: Rejection
 
 
+@dataclass(frozen=True, slots=True)
+class NumberedJob:
+    """A job whose row in the batch is given: each row once, in any order."""
+
+    job: InvokeJob
+    row: int
+
+
 class _Entry(NamedTuple):
     """One job as enqueue.lua takes it."""
 
@@ -118,7 +126,7 @@ class Producer:
 
     def enqueue_many(
         self,
-        jobs: Iterable[InvokeJob | WrittenJob | RejectedRow],
+        jobs: Iterable[InvokeJob | WrittenJob | RejectedRow | NumberedJob],
         *,
         webhook: str | None = None,
         batch_id: str | None = None,
@@ -448,7 +456,9 @@ def _next_chunk(entries: Iterator[_Entry]) -> list[_Entry]:
     return chunk
 
 
-def _batch_entry(item: InvokeJob | WrittenJob | RejectedRow, *, batch_id: str, row: int) -> _Entry:
+def _batch_entry(item: InvokeJob | WrittenJob | RejectedRow | NumberedJob, *, batch_id: str, row: int) -> _Entry:
+    if isinstance(item, NumberedJob):
+        return _batch_entry(item.job, batch_id=batch_id, row=item.row)
     if isinstance(item, WrittenJob):
         job_id = row_job_id(batch_id, row)
         # As a JobRecord would be written; ids need no escape.

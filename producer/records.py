@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
+from heapq import merge
+from itertools import groupby
 
 from sqlalchemy import Engine, or_
 from sqlmodel import Session, col, select
 
-from schemas.batch import BatchState, BatchStatus
+from schemas.batch import BatchState, BatchStatus, retry_id
 from schemas.database import signing_secret
 from schemas.errors import InputError
 from schemas.outcome import Status
@@ -15,6 +18,8 @@ from schemas.result import JobResult
 from schemas.tables import Batch, Delivery, Job, Thread, ThreadMessage
 
 _FETCH_ROWS = 1000
+# Stands behind all rows.
+_NO_ROW = sys.maxsize
 
 
 class Records:
@@ -39,16 +44,60 @@ class Records:
     def runs_of(self, batch_id: str) -> list[BatchStatus]:
         """Return the batch and those that ran its rows anew (`run --again`), as far as they ended, oldest first."""
         anew = col(Batch.id).startswith(f"{batch_id}_", autoescape=True)
-        query = select(Batch).where(or_(col(Batch.id) == batch_id, anew)).order_by(col(Batch.finished_at))
+        query = (
+            select(Batch)
+            .where(or_(col(Batch.id) == batch_id, anew), col(Batch.retry_of).is_(None))
+            .order_by(col(Batch.finished_at))
+        )
         with Session(self._engine) as session:
             return [_status(row) for row in session.exec(query)]
 
-    def results(self, batch_id: str) -> Iterator[JobResult]:
-        """Yield the batch's jobs that have ended, in the order of their rows."""
-        query = select(Job).where(Job.batch_id == batch_id).order_by(col(Job.row))
+    def retries_of(self, batch_id: str) -> list[BatchStatus]:
+        """Return the batches that ran rows of the batch anew (`retry`), as far as they ended, oldest first."""
         with Session(self._engine) as session:
-            for row in session.exec(query.execution_options(yield_per=_FETCH_ROWS)):
-                yield row.result()
+            found = [_status(row) for row in session.exec(select(Batch).where(Batch.retry_of == batch_id))]
+        # Their ids end in a number, and are alike before it.
+        return sorted(found, key=lambda status: (len(status.batch_id), status.batch_id))
+
+    def results(self, batch_id: str) -> Iterator[JobResult]:
+        """Yield the results of the batch in the order of its rows, each row's from the last retry that ran it."""
+        ended = [status.batch_id for status in self.retries_of(batch_id)]
+        # One more may be running.
+        for run in self.latest_runs([batch_id, *ended, retry_id(batch_id, len(ended) + 1)]):
+            yield run.result()
+
+    def latest_runs(self, batch_ids: Sequence[str]) -> Iterator[Job]:
+        """Yield one ended job for each row that these batches ran, in the order of rows.
+
+        It is the one that succeeded, else that of the last of the batches that has one.
+        """
+        runs = merge(*(self._jobs_of(batch_id) for batch_id in batch_ids), key=_row_of)
+        for row, same_row in groupby(runs, key=_row_of):
+            if row == _NO_ROW:
+                yield from same_row
+                continue
+            yield _decisive(same_row)
+
+    def _jobs_of(self, batch_id: str) -> Iterator[Job]:
+        """Yield the batch's ended jobs by row, those without one last.
+
+        A page at a time: a reader that takes its time keeps no transaction open and no connection.
+        """
+        of_batch = select(Job).where(Job.batch_id == batch_id)
+        page: Sequence[Job] = ()
+        last = -1
+        while True:
+            with Session(self._engine) as session:
+                after = of_batch.where(col(Job.row) > last).order_by(col(Job.row)).limit(_FETCH_ROWS)
+                page = session.exec(after).all()
+            yield from page
+            if len(page) < _FETCH_ROWS:
+                break
+            last = _row_of(page[-1])
+        with Session(self._engine) as session:
+            # Jobs whose record could not be read: few, if any.
+            page = session.exec(of_batch.where(col(Job.row).is_(None)).order_by(col(Job.id))).all()
+        yield from page
 
     def job(self, job_id: str) -> JobResult | None:
         """Return a job that has ended, or None."""
@@ -91,6 +140,18 @@ class Records:
             secret = signing_secret(session, workspace)
             session.commit()
             return secret
+
+
+def _decisive(runs: Iterator[Job]) -> Job:
+    """Return the run that succeeded, else the last one."""
+    last = next(runs)
+    while last.status != Status.SUCCEEDED and (later := next(runs, None)) is not None:
+        last = later
+    return last
+
+
+def _row_of(job: Job) -> int:
+    return _NO_ROW if job.row is None else job.row
 
 
 def _status(row: Batch) -> BatchStatus:

@@ -34,6 +34,11 @@ def end_state(fields: Mapping[str, str]) -> BatchState:
     return _CALLED_OFF[min(marks, key=lambda mark: int(fields[mark]))] if marks else BatchState.COMPLETED
 
 
+def retry_id(root: str, number: int) -> str:
+    """Return the id of the batch that runs rows of the batch `root` anew for the `number`-th time, from 1."""
+    return f"{root}_retry{number}"
+
+
 class BatchStatus(BaseModel):
     """The counts of a batch at one moment.
 

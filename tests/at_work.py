@@ -139,6 +139,12 @@ class Works:
             self._process = None
         self.redis.delete(redis_names.WORKERS)
 
+    @property
+    def process_group(self) -> int:
+        """Return the group of the worker's processes, which must run."""
+        assert self._process is not None
+        return self._process.pid
+
     def start_again(self) -> None:
         """Start the worker anew after a kill; the leases of the killed one are over at once."""
         leased = cast("list[bytes]", self.redis.zrange(redis_names.LEASES, 0, -1))

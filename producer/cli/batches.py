@@ -1,4 +1,4 @@
-"""`assistq status` and `assistq results`: a batch while it runs, and after."""
+"""`assistq status`, `results` and `retry`: a batch while it runs, and after."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from producer.cli import access
 from producer.cli.console import BatchProgress, batch_json, batch_lines, batches_table, out, print_json, say
 from producer.client import Producer
 from producer.records import Records
-from schemas.batch import BatchStatus
-from schemas.errors import InputError
+from producer.retry import retry as run_anew
+from schemas.batch import BatchStatus, retry_id
+from schemas.errors import InputError, ProducerError
 from schemas.settings import Settings
+from schemas.webhook import checked_url
 
 _LISTED = 20
 
@@ -42,10 +44,11 @@ def status(batch_id: str | None, *, watch: bool, as_json: bool) -> None:
         if watch and not current.ended and producer is not None:
             tell_no_workers(producer)
             current = _watch(producer, current)
+        retries = _retries(producer, records, batch_id)
         if as_json:
-            print_json(batch_json(current))
+            print_json({**batch_json(current), "retries": [batch_json(each) for each in retries]})
             return
-        out.print(batch_lines(current))
+        out.print(batch_lines(current, retries=retries))
         if producer is not None and not current.ended:
             tell_no_workers(producer)
             for fault in producer.lane_faults(current.workspace):
@@ -59,7 +62,10 @@ def status(batch_id: str | None, *, watch: bool, as_json: bool) -> None:
 )
 @click.option("--out", "out_path", type=click.Path(path_type=Path), help="File to write; standard output without it.")
 def results(batch_id: str, *, format_: str | None, out_path: Path | None) -> None:
-    """Write the results of BATCH in the order of its rows, as far as they are there."""
+    """Write the results of BATCH in the order of its rows, as far as they are there.
+
+    A row that was retried has the result of its last run; name a retry to see what it ran alone.
+    """
     settings = Settings.from_env()
     if format_ is None:
         format_ = "jsonl" if out_path is not None and out_path.suffix == ".jsonl" else "csv"
@@ -76,6 +82,39 @@ def results(batch_id: str, *, format_: str | None, out_path: Path | None) -> Non
         say(f"the batch has not ended: {count} of {current.total or '?'} rows have a result so far")
 
 
+@click.command()
+@click.argument("batch_id", metavar="BATCH")
+@click.option("--webhook", metavar="URL", help="Called once, signed, when the retry ends. [default: that of BATCH]")
+@click.option("--json", "as_json", is_flag=True, help="Print the retry as JSON.")
+def retry(batch_id: str, *, webhook: str | None, as_json: bool) -> None:
+    """Run the rows of BATCH that did not succeed anew, as another batch, and print its id.
+
+    BATCH must have ended. `assistq results BATCH` then has each row's last result. An interrupted
+    retry goes on with the same command.
+    """
+    settings = Settings.from_env()
+    if webhook is not None:
+        checked_url(webhook)
+    with access.database(settings) as engine, access.running_queue(settings) as producer:
+        retried = run_anew(producer, Records(engine), batch_id, webhook=webhook)
+        if retried.left_out:
+            say(f"{retried.left_out} rows cannot be run anew: they were rejected, or are not recorded")
+        if retried.batch is None:
+            say(f"nothing to retry in batch {retried.root}")
+            if as_json:
+                print_json({"batch_id": None, "retry_of": retried.root, "left_out": retried.left_out})
+            return
+        say(f"{retried.rows} rows of batch {retried.root} run anew")
+        tell_no_workers(producer)
+        if as_json:
+            status = retried.batch.status()
+            if status is None:
+                raise ProducerError(f"batch {retried.batch.id} vanished from Redis; retry it again")
+            print_json({**batch_json(status), "left_out": retried.left_out})
+        else:
+            click.echo(retried.batch.id)
+
+
 def tell_no_workers(producer: Producer) -> None:
     """Say so if nobody works: whoever waits would wait for ever."""
     if producer.capacity() == 0:
@@ -88,6 +127,12 @@ def _find(producer: Producer | None, records: Records, batch_id: str) -> BatchSt
     if current is None:
         raise InputError(f"batch '{batch_id}' is not known", mend="`assistq status` lists the batches")
     return current
+
+
+def _retries(producer: Producer | None, records: Records, batch_id: str) -> list[BatchStatus]:
+    ended = records.retries_of(batch_id)
+    running = producer.batch(retry_id(batch_id, len(ended) + 1)).status() if producer else None
+    return ended if running is None or running.retry_of != batch_id else [*ended, running]
 
 
 def _latest(producer: Producer | None, records: Records) -> list[BatchStatus]:

@@ -40,6 +40,14 @@ def say(text: str) -> None:
     err.print(shown(text), soft_wrap=True)
 
 
+def tell_other_end(status: BatchStatus | None, expires_at: datetime | None) -> None:
+    """Say so if the batch does not expire when it was asked to: what it was given first stands."""
+    if status is None or expires_at is None or status.expires_ms == int(expires_at.timestamp() * 1000):
+        return
+    stands = "never" if status.expires_ms is None else f"at {_time(status.expires_ms)}"
+    say(f"batch {status.batch_id} was enqueued before: it expires {stands}, as it was told then")
+
+
 def shown(text: str) -> Text:
     """Return text from outside as it may be shown: what would steer a terminal is replaced."""
     return Text("".join(char if char.isprintable() or char in "\n\t" else "\ufffd" for char in text))
@@ -166,20 +174,21 @@ def batches_table(batches: Iterable[BatchStatus]) -> Table:
     return table
 
 
-def batch_lines(status: BatchStatus) -> Table:
+def batch_lines(status: BatchStatus, *, retries: Iterable[BatchStatus] = ()) -> Table:
     """Return all that is known of one batch, a line each."""
-    counts = ", ".join(f"{count} {name.value}" for name, count in status.counts.items())
     lines = {
         "batch": status.batch_id,
+        "retry of": status.retry_of or "",
         "workspace": status.workspace,
         "file": status.label,
-        "submitted": _local(status.created_ms).strftime("%Y-%m-%d %H:%M:%S"),
-        "expires": "" if status.expires_ms is None else _local(status.expires_ms).strftime("%Y-%m-%d %H:%M:%S"),
+        "submitted": _time(status.created_ms),
+        "expires": "" if status.expires_ms is None else _time(status.expires_ms),
         "state": _state(status),
-        "done": f"{status.finished}/{_total(status)}{': ' if counts else ''}{counts}",
+        "done": _done(status),
         "requests": str(status.requests),
         "tokens": f"{status.prompt_tokens} prompt + {status.completion_tokens} completion",
         "webhook": status.webhook or "",
+        "retries": "\n".join(f"{each.batch_id}: {_state(each)}, {_done(each)}" for each in retries),
     }
     table = Table.grid(padding=(0, 2))
     for name, value in lines.items():
@@ -193,8 +202,17 @@ def _state(status: BatchStatus) -> str:
     return next((word for word, is_so in doing.items() if is_so), status.state.value)
 
 
+def _done(status: BatchStatus) -> str:
+    counts = ", ".join(f"{count} {name.value}" for name, count in status.counts.items())
+    return f"{status.finished}/{_total(status)}{': ' if counts else ''}{counts}"
+
+
 def _total(status: BatchStatus) -> str:
     return "?" if status.total is None else str(status.total)
+
+
+def _time(at_ms: int) -> str:
+    return _local(at_ms).strftime("%Y-%m-%d %H:%M:%S")
 
 
 def _local(at_ms: int) -> datetime:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -16,7 +19,8 @@ import click
 from producer.assistants import Assistants
 from producer.bulk.results import ResultsFormat, write_results
 from producer.cli import access
-from producer.cli.console import BatchProgress, batch_json, counted, out, print_json, results_table, say
+from producer.cli.console import BatchProgress, batch_json, counted, out, print_json, results_table, say, tell_other_end
+from producer.cli.duration import Duration
 from producer.cli.main import Terminated
 from producer.cli.source import Source, read
 from producer.client import BatchHandle, Producer
@@ -29,6 +33,7 @@ from schemas.errors import AssistqError, InputError, ProducerError
 from schemas.lane import Lane, LaneFault, provider_name
 from schemas.lane_config import LaneConfig
 from schemas.outcome import Code, Status
+from schemas.result import JobResult
 from schemas.settings import Settings
 from schemas.webhook import DeliveryState, checked_url
 
@@ -62,6 +67,12 @@ class Wall:
     help="Results, .csv or .jsonl. [default: FILE-results.csv beside FILE]",
 )
 @click.option("--webhook", metavar="URL", help="Called once, signed, when the batch ends.")
+@click.option(
+    "--expires-in",
+    type=Duration(),
+    metavar="TIME",
+    help="End what has not ended after this time as expired: 90s, 30m, 6h, 2d. [default: no end]",
+)
 @click.option("--skip-bad-rows", is_flag=True, help="Run the good rows; each bad one is in the results with its error.")
 @click.option("--again", is_flag=True, help="Run all rows anew, after a run of this file that came to its end.")
 @click.option("--expect", metavar="COLUMN", help="Compare the outputs with this column of FILE, and show the accuracy.")
@@ -72,6 +83,7 @@ def run(
     *,
     out_path: Path | None,
     webhook: str | None,
+    expires_in: timedelta | None,
     skip_bad_rows: bool,
     again: bool,
     expect: str | None,
@@ -102,14 +114,16 @@ def run(
         # Numbered by what has ended, so that an interrupted --again goes on under its number.
         batch_id = f"{source.batch_id}_{len(runs) + 1}" if runs else source.batch_id
         try:
-            status = before or _run_batch(settings, source, batch_id=batch_id, webhook=webhook, records=records)
+            status = before or _run_batch(
+                settings, source, batch_id=batch_id, webhook=webhook, expires_in=expires_in, records=records
+            )
         except (KeyboardInterrupt, Terminated):
             say("interrupted: every job is kept, run the same command again to go on")
             raise
         if isinstance(status, Wall):
             _tell_wall(status, kind=source.config.provider)
             raise SystemExit(EXIT_WALL)
-        _write(records, status, out_path)
+        status = _written(records, status, out_path)
         accuracy = None if expected is None else _accuracy(expected, records, status.batch_id)
         _report(
             status, records, out_path=out_path, accuracy=accuracy, took_s=time.monotonic() - began_s, as_json=as_json
@@ -120,22 +134,39 @@ def run(
 
 def _tell_before(before: BatchStatus, *, webhook: str | None) -> None:
     say(f"all {before.total} rows were run before (batch {before.batch_id}); --again runs them anew")
+    if before.counts.get(Status.SUCCEEDED, 0) < before.finished:
+        say(f"`assistq retry {before.batch_id}` runs those anew that did not succeed")
     if webhook is not None and webhook != before.webhook:
         say(f"nothing is sent to {webhook}: the batch has ended before")
 
 
-def _write(records: Records, status: BatchStatus, out_path: Path) -> None:
+def _written(records: Records, status: BatchStatus, out_path: Path) -> BatchStatus:
+    """Write the results, and return the status with their counts: rows may have been retried since it ended."""
     kind: ResultsFormat = "jsonl" if out_path.suffix == ".jsonl" else "csv"
-    written = write_results(records.results(status.batch_id), out_path, format=kind)
+    counts: Counter[Status] = Counter()
+    written = write_results(_counted(records.results(status.batch_id), counts), out_path, format=kind)
     if written < status.finished:
         raise AssistqError(
             f"the database holds the results of {written} of {status.finished} rows: it is not the one of the run, "
             f"or rows were deleted; check ASSISTQ_DATABASE_URL, or run the rows anew with --again"
         )
+    return status.model_copy(update={"counts": dict(counts)})
+
+
+def _counted(results: Iterable[JobResult], counts: Counter[Status]) -> Iterator[JobResult]:
+    for result in results:
+        counts[result.status] += 1
+        yield result
 
 
 def _run_batch(
-    settings: Settings, source: Source, *, batch_id: str, webhook: str | None, records: Records
+    settings: Settings,
+    source: Source,
+    *,
+    batch_id: str,
+    webhook: str | None,
+    expires_in: timedelta | None,
+    records: Records,
 ) -> BatchStatus | Wall:
     kind = source.config.provider
     if kind != "openai" and settings.hosted_base_url(kind) is None:
@@ -156,7 +187,14 @@ def _run_batch(
             with _second_signal_kills(system):
                 lane = _lane(settings, system, source.config)
                 return _submit_and_watch(
-                    producer, system, source, lane, batch_id=batch_id, webhook=webhook, records=records
+                    producer,
+                    system,
+                    source,
+                    lane,
+                    batch_id=batch_id,
+                    webhook=webhook,
+                    expires_in=expires_in,
+                    records=records,
                 )
         finally:
             producer.close()
@@ -170,8 +208,10 @@ def _submit_and_watch(
     *,
     batch_id: str,
     webhook: str | None,
+    expires_in: timedelta | None,
     records: Records,
 ) -> BatchStatus | Wall:
+    expires_at = None if expires_in is None else datetime.now(UTC) + expires_in
     before = producer.batch(batch_id).status()
     for other in [each for each in producer.open_batches() if each.batch_id != batch_id][:_OTHERS_TOLD]:
         say(f"the queue holds other work too, which goes on: batch {other.batch_id} ({other.label}), {_done(other)}")
@@ -181,11 +221,14 @@ def _submit_and_watch(
         say(f"going on with batch {batch_id}: {before.finished} of {source.checked.rows} rows are done")
     if before is None or before.total is None:
         jobs = counted(source.jobs(), total=source.checked.rows, what="enqueuing")
-        batch = producer.enqueue_many(jobs, batch_id=batch_id, webhook=webhook, label=source.path.name)
+        batch = producer.enqueue_many(
+            jobs, batch_id=batch_id, webhook=webhook, label=source.path.name, expires_at=expires_at
+        )
     else:
         batch = producer.batch(batch_id)
         if webhook is not None:
             producer.name_webhook(batch_id, webhook)
+    tell_other_end(batch.status(), expires_at)
     ended = _watch(producer, batch, system, source, lane, already=before.finished if before else 0)
     if isinstance(ended, BatchStatus) and ended.webhook:
         _await_webhook(records, batch_id)

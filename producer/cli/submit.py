@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import click
@@ -9,7 +10,8 @@ import click
 from producer.assistants import Assistants
 from producer.cli import access
 from producer.cli.batches import tell_no_workers
-from producer.cli.console import batch_json, counted, print_json, say
+from producer.cli.console import batch_json, counted, print_json, say, tell_other_end
+from producer.cli.duration import Duration
 from producer.cli.source import Source, read
 from producer.client import Producer
 from producer.embedded import valkey
@@ -25,10 +27,24 @@ from schemas.webhook import checked_url
 @click.option("--assistant", required=True, help="Assistant file (YAML), or the address of a stored assistant.")
 @click.option("--webhook", metavar="URL", help="Called once, signed, when the batch ends.")
 @click.option(
+    "--expires-in",
+    type=Duration(),
+    metavar="TIME",
+    help="End what has not ended after this time as expired: 90s, 30m, 6h, 2d. [default: no end]",
+)
+@click.option(
     "--skip-bad-rows", is_flag=True, help="Enqueue the good rows; each bad one is in the results with its error."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the batch as JSON.")
-def submit(file: Path, assistant: str, *, webhook: str | None, skip_bad_rows: bool, as_json: bool) -> None:
+def submit(
+    file: Path,
+    assistant: str,
+    *,
+    webhook: str | None,
+    expires_in: timedelta | None,
+    skip_bad_rows: bool,
+    as_json: bool,
+) -> None:
     """Enqueue every row of FILE (CSV or JSONL) and print the batch id.
 
     Submitting the same file for the same assistant again enqueues only what is missing.
@@ -40,7 +56,7 @@ def submit(file: Path, assistant: str, *, webhook: str | None, skip_bad_rows: bo
         source = read(file, assistant, Assistants(engine), skip_bad_rows=skip_bad_rows)
         status = Records(engine).batch(source.batch_id)
     if status is None:
-        status = _enqueued(settings, source, webhook=webhook)
+        status = _enqueued(settings, source, webhook=webhook, expires_in=expires_in)
     else:
         say(f"all {status.total} rows were run before: nothing is enqueued")
     if as_json:
@@ -49,14 +65,18 @@ def submit(file: Path, assistant: str, *, webhook: str | None, skip_bad_rows: bo
         click.echo(status.batch_id)
 
 
-def _enqueued(settings: Settings, source: Source, *, webhook: str | None) -> BatchStatus:
+def _enqueued(settings: Settings, source: Source, *, webhook: str | None, expires_in: timedelta | None) -> BatchStatus:
+    expires_at = None if expires_in is None else datetime.now(UTC) + expires_in
     with valkey.attached(settings) as redis_url:
         producer = Producer.from_settings(settings, redis_url=redis_url)
         try:
             jobs = counted(source.jobs(), total=source.checked.rows, what="enqueuing")
-            batch = producer.enqueue_many(jobs, batch_id=source.batch_id, webhook=webhook, label=source.path.name)
+            batch = producer.enqueue_many(
+                jobs, batch_id=source.batch_id, webhook=webhook, label=source.path.name, expires_at=expires_at
+            )
             tell_no_workers(producer)
             status = batch.status()
+            tell_other_end(status, expires_at)
         finally:
             producer.close()
     if status is None:

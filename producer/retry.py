@@ -1,0 +1,127 @@
+"""Running anew what did not succeed: the rows of a batch that ended, as a batch of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
+
+from pydantic import ValidationError
+
+from producer.client import BatchHandle, NumberedJob, Producer
+from producer.records import Records
+from schemas.batch import BatchStatus, retry_id
+from schemas.errors import InputError
+from schemas.job import InvokeJob
+from schemas.outcome import Status
+from schemas.tables import Job
+
+
+@dataclass(frozen=True, slots=True)
+class Retried:
+    """What came of a retry.
+
+    `root` is the batch whose rows these are. `batch` runs `rows` of them anew, None if there were none.
+    `left_out` did not succeed either and cannot be run anew: rejected rows, and jobs that are not recorded.
+    """
+
+    root: str
+    batch: BatchHandle | None
+    rows: int
+    left_out: int
+
+
+def retry(producer: Producer, records: Records, batch_id: str, *, webhook: str | None = None) -> Retried:
+    """Enqueue the rows of a batch that did not succeed as another batch, each under its row number.
+
+    A retry's id stands for the batch whose rows it ran. The webhook is that batch's unless one is given. After
+    an interruption the same call goes on, and enqueues nothing twice. InputError for a batch that is not known
+    or has not ended, nor its last retry.
+    """
+    root = _root(producer, records, batch_id)
+    before = records.retries_of(root.batch_id)
+    new_id = retry_id(root.batch_id, len(before) + 1)
+    _refuse_taken(producer, records, new_id, root=root.batch_id)
+    rows = _Rows(records, [root.batch_id, *(each.batch_id for each in before)])
+    jobs = iter(rows)
+    first = next(jobs, None)
+    if first is None:
+        return Retried(root=root.batch_id, batch=None, rows=0, left_out=rows.left_out)
+    batch = producer.enqueue_many(
+        chain([first], jobs),
+        batch_id=new_id,
+        webhook=webhook or root.webhook,
+        label=root.label,
+        retry_of=root.batch_id,
+    )
+    return Retried(root=root.batch_id, batch=batch, rows=rows.taken, left_out=rows.left_out)
+
+
+class _Rows:
+    """The jobs to run anew, in the order of their rows; counts as it is read."""
+
+    def __init__(self, records: Records, batch_ids: list[str]) -> None:
+        self._runs = records.latest_runs(batch_ids)
+        self.taken = 0
+        self.left_out = 0
+
+    def __iter__(self) -> Iterator[NumberedJob]:
+        for run in self._runs:
+            if run.status == Status.SUCCEEDED:
+                continue
+            job = _job_of(run)
+            if job is None or run.row is None:
+                self.left_out += 1
+            else:
+                self.taken += 1
+                yield NumberedJob(job=job, row=run.row)
+
+
+def _job_of(run: Job) -> InvokeJob | None:
+    if run.request is None:
+        return None
+    try:
+        # Its id would be that of the job which has ended.
+        return InvokeJob.model_validate({**run.request, "id": None})
+    except ValidationError:
+        return None
+
+
+def _root(producer: Producer, records: Records, batch_id: str) -> BatchStatus:
+    found = records.batch(batch_id)
+    if found is None:
+        open_one = producer.batch(batch_id).status()
+        if open_one is None:
+            raise InputError(f"batch '{batch_id}' is not known", mend="`assistq status` lists the batches")
+        if open_one.retry_of is None:
+            raise _not_ended(batch_id)
+        found = open_one
+    if found.retry_of is None:
+        return found
+    root = records.batch(found.retry_of)
+    if root is None:
+        raise InputError(
+            f"batch '{found.retry_of}', whose rows {batch_id} ran, is not in the database",
+            mend="check ASSISTQ_DATABASE_URL",
+        )
+    return root
+
+
+def _refuse_taken(producer: Producer, records: Records, new_id: str, *, root: str) -> None:
+    """Refuse while the last retry runs; one that was not enqueued to its end is gone on with."""
+    known = records.batch(new_id) or producer.batch(new_id).status()
+    if known is None:
+        return
+    if known.retry_of != root:
+        raise InputError(
+            f"a batch '{new_id}' exists already, which is no retry of {root}", mend="name batches otherwise"
+        )
+    if known.total is not None:
+        raise _not_ended(new_id)
+
+
+def _not_ended(batch_id: str) -> InputError:
+    return InputError(
+        f"batch '{batch_id}' has not ended",
+        mend=f"`assistq status {batch_id} --watch` waits for its end, `assistq cancel {batch_id}` brings it about",
+    )
