@@ -12,7 +12,8 @@
 --   aq:ring:now                the score of the workspace that was served last
 --   aq:turn                    counts what was served, and so orders lines and lanes
 --   aq:parked                  lanes without room, by the ms at which to look again
---   aq:paused                  lanes that people stopped; a batch says `paused_ms` itself
+--   aq:paused                  lanes that people stopped; a batch says `paused_ms` itself, and `short_ms`
+--                              while its calls in flight hold what is left of its cap
 --   aq:draining                names of the lists of jobs that wait to end as cancelled
 --   aq:drain:<name>            such a list: what was a line until it was cancelled, or BACK
 --   aq:drained                 jobs that were taken from there, by when they must have been claimed
@@ -21,7 +22,7 @@
 --   aq:places                  workspace -> how many of its jobs are out
 --
 -- A line with jobs is registered with its lane, and an open lane with its workspace, unless the
--- lane is parked or paused, or the line's batch paused. Only the step from none to one job has
+-- lane is parked or paused, or the line's batch paused or short. Only the step from none to one job has
 -- to register it. Who is out has a lease, and every lease is counted in aq:places.
 
 -- A workspace that has not come back for as long begins level again.
@@ -104,12 +105,17 @@ local function park_lane(lane, until_ms)
   shut_lane(lane)
 end
 
--- Register a line that has jobs, unless its batch is paused.
+local function stands_still(batch)
+  local held = redis.call('HMGET', 'aq:batch:' .. batch, 'paused_ms', 'short_ms')
+  return held[1] or held[2]
+end
+
+-- Register a line that has jobs, unless its batch is paused or short.
 local function register_line(line)
   local priority, batch, route = line_parts(line)
   if batch ~= '' then
     redis.call('SADD', 'aq:linesof:' .. batch, line)
-    if redis.call('HEXISTS', 'aq:batch:' .. batch, 'paused_ms') == 1 then
+    if stands_still(batch) then
       return
     end
   end
@@ -118,11 +124,11 @@ local function register_line(line)
   open_lane(lane)
 end
 
--- The lines of paused batches: they have jobs and stand with no lane.
+-- The lines of paused and short batches: they have jobs and stand with no lane.
 local function lines_of_paused_batches()
   local found = {}
   for _, batch in ipairs(redis.call('ZRANGE', 'aq:batches', 0, -1)) do
-    if redis.call('HEXISTS', 'aq:batch:' .. batch, 'paused_ms') == 1 then
+    if stands_still(batch) then
       for _, line in ipairs(redis.call('SMEMBERS', 'aq:linesof:' .. batch)) do
         found[#found + 1] = line
       end
@@ -153,9 +159,13 @@ local function drain_line(line)
   unregister_line(line)
 end
 
+local function is_over_budget(batch)
+  return batch and redis.call('HEXISTS', 'aq:batch:' .. batch, 'over_budget_ms') == 1
+end
+
 -- Whether a job is to end without another call: itself, its batch, or what was in its lane then.
 local function is_cancelled(marked, batch, route, enqueued_ms)
-  if marked or (batch and redis.call('HEXISTS', 'aq:batch:' .. batch, 'cancelled_ms') == 1) then
+  if marked or (batch and redis.call('HEXISTS', 'aq:batch:' .. batch, 'cancelled_ms') == 1) or is_over_budget(batch) then
     return true
   end
   local off_ms = redis.call('GET', 'aq:off:' .. route)

@@ -16,9 +16,10 @@ import click
 from producer.assistants import Assistants
 from producer.bulk.results import ResultsFormat, write_results
 from producer.cli import access
-from producer.cli.console import BatchProgress, batch_json, counted, out, print_json, results_table, say
+from producer.cli.console import BatchProgress, batch_json, cost_of, counted, out, print_json, results_table, say
 from producer.cli.main import Terminated
 from producer.cli.source import Source, read
+from producer.cli.spend import cap_option
 from producer.client import BatchHandle, Producer
 from producer.embedded.procfile import DEFAULT_PROCFILE
 from producer.embedded.system import System, running
@@ -28,6 +29,7 @@ from schemas.batch import BatchStatus
 from schemas.errors import AssistqError, InputError, ProducerError
 from schemas.lane import Lane, LaneFault, provider_name
 from schemas.lane_config import LaneConfig
+from schemas.money import amount, nanos
 from schemas.outcome import Code, Status
 from schemas.settings import Settings
 from schemas.webhook import DeliveryState, checked_url
@@ -62,6 +64,7 @@ class Wall:
     help="Results, .csv or .jsonl. [default: FILE-results.csv beside FILE]",
 )
 @click.option("--webhook", metavar="URL", help="Called once, signed, when the batch ends.")
+@cap_option
 @click.option("--skip-bad-rows", is_flag=True, help="Run the good rows; each bad one is in the results with its error.")
 @click.option("--again", is_flag=True, help="Run all rows anew, after a run of this file that came to its end.")
 @click.option("--expect", metavar="COLUMN", help="Compare the outputs with this column of FILE, and show the accuracy.")
@@ -72,6 +75,7 @@ def run(
     *,
     out_path: Path | None,
     webhook: str | None,
+    spend_cap: str | None,
     skip_bad_rows: bool,
     again: bool,
     expect: str | None,
@@ -102,7 +106,9 @@ def run(
         # Numbered by what has ended, so that an interrupted --again goes on under its number.
         batch_id = f"{source.batch_id}_{len(runs) + 1}" if runs else source.batch_id
         try:
-            status = before or _run_batch(settings, source, batch_id=batch_id, webhook=webhook, records=records)
+            status = before or _run_batch(
+                settings, source, batch_id=batch_id, webhook=webhook, spend_cap=spend_cap, records=records
+            )
         except (KeyboardInterrupt, Terminated):
             say("interrupted: every job is kept, run the same command again to go on")
             raise
@@ -135,7 +141,7 @@ def _write(records: Records, status: BatchStatus, out_path: Path) -> None:
 
 
 def _run_batch(
-    settings: Settings, source: Source, *, batch_id: str, webhook: str | None, records: Records
+    settings: Settings, source: Source, *, batch_id: str, webhook: str | None, spend_cap: str | None, records: Records
 ) -> BatchStatus | Wall:
     kind = source.config.provider
     if kind != "openai" and settings.hosted_base_url(kind) is None:
@@ -155,8 +161,17 @@ def _run_batch(
         try:
             with _second_signal_kills(system):
                 lane = _lane(settings, system, source.config)
+                if spend_cap is not None:
+                    _refuse_no_price(settings, lane)
                 return _submit_and_watch(
-                    producer, system, source, lane, batch_id=batch_id, webhook=webhook, records=records
+                    producer,
+                    system,
+                    source,
+                    lane,
+                    batch_id=batch_id,
+                    webhook=webhook,
+                    spend_cap=spend_cap,
+                    records=records,
                 )
         finally:
             producer.close()
@@ -170,6 +185,7 @@ def _submit_and_watch(
     *,
     batch_id: str,
     webhook: str | None,
+    spend_cap: str | None,
     records: Records,
 ) -> BatchStatus | Wall:
     before = producer.batch(batch_id).status()
@@ -179,9 +195,16 @@ def _submit_and_watch(
     producer.forget_lane_faults(next(iter(source.jobs_only())))
     if before is not None:
         say(f"going on with batch {batch_id}: {before.finished} of {source.checked.rows} rows are done")
+        if spend_cap is not None and nanos(spend_cap) != before.spend_cap_nano:
+            kept = (
+                "no spend cap" if before.spend_cap_nano is None else f"its spend cap of {amount(before.spend_cap_nano)}"
+            )
+            say(f"the batch was submitted before and keeps {kept}; --spend-cap counts with the first submission")
     if before is None or before.total is None:
         jobs = counted(source.jobs(), total=source.checked.rows, what="enqueuing")
-        batch = producer.enqueue_many(jobs, batch_id=batch_id, webhook=webhook, label=source.path.name)
+        batch = producer.enqueue_many(
+            jobs, batch_id=batch_id, webhook=webhook, label=source.path.name, spend_cap=spend_cap
+        )
     else:
         batch = producer.batch(batch_id)
         if webhook is not None:
@@ -310,6 +333,15 @@ def _refuse_no_model(config: AssistantConfig, settings: Settings) -> None:
         )
 
 
+def _refuse_no_price(settings: Settings, lane: Lane) -> None:
+    """Refuse a cap that cannot hold: its rows would all fail."""
+    if LaneConfig.load(settings).price_of(lane) is None:
+        raise InputError(
+            f"--spend-cap: there is no price for model {lane.model} at {lane.provider}",
+            mend="set one under `prices` in the lanes file (assistq.lanes.yaml, or ASSISTQ_LANES)",
+        )
+
+
 def _results_path(file: Path, out_path: Path | None) -> Path:
     path = out_path or file.with_name(f"{file.stem}-results.csv")
     if path.suffix not in (".csv", ".jsonl"):
@@ -364,8 +396,9 @@ def _report(
     out.print(f"{status.finished} rows: {counts}")
     if accuracy is not None:
         out.print(f"accuracy: {accuracy[0]} of {accuracy[1]} ({accuracy[0] / accuracy[1]:.0%})")
+    cost = f"cost {cost_of(status)}, " if cost_of(status) else ""
     out.print(
         f"{status.requests} requests, {status.prompt_tokens} prompt + {status.completion_tokens} completion tokens, "
-        f"{took_s:.1f} s"
+        f"{cost}{took_s:.1f} s"
     )
     out.print(f"results: {out_path}", soft_wrap=True)

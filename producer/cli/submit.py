@@ -11,6 +11,7 @@ from producer.cli import access
 from producer.cli.batches import tell_no_workers
 from producer.cli.console import batch_json, counted, print_json, say
 from producer.cli.source import Source, read
+from producer.cli.spend import cap_option
 from producer.client import Producer
 from producer.embedded import valkey
 from producer.records import Records
@@ -24,11 +25,14 @@ from schemas.webhook import checked_url
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--assistant", required=True, help="Assistant file (YAML), or the address of a stored assistant.")
 @click.option("--webhook", metavar="URL", help="Called once, signed, when the batch ends.")
+@cap_option
 @click.option(
     "--skip-bad-rows", is_flag=True, help="Enqueue the good rows; each bad one is in the results with its error."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the batch as JSON.")
-def submit(file: Path, assistant: str, *, webhook: str | None, skip_bad_rows: bool, as_json: bool) -> None:
+def submit(
+    file: Path, assistant: str, *, webhook: str | None, spend_cap: str | None, skip_bad_rows: bool, as_json: bool
+) -> None:
     """Enqueue every row of FILE (CSV or JSONL) and print the batch id.
 
     Submitting the same file for the same assistant again enqueues only what is missing.
@@ -40,7 +44,7 @@ def submit(file: Path, assistant: str, *, webhook: str | None, skip_bad_rows: bo
         source = read(file, assistant, Assistants(engine), skip_bad_rows=skip_bad_rows)
         status = Records(engine).batch(source.batch_id)
     if status is None:
-        status = _enqueued(settings, source, webhook=webhook)
+        status = _enqueued(settings, source, webhook=webhook, spend_cap=spend_cap)
     else:
         say(f"all {status.total} rows were run before: nothing is enqueued")
     if as_json:
@@ -49,12 +53,14 @@ def submit(file: Path, assistant: str, *, webhook: str | None, skip_bad_rows: bo
         click.echo(status.batch_id)
 
 
-def _enqueued(settings: Settings, source: Source, *, webhook: str | None) -> BatchStatus:
+def _enqueued(settings: Settings, source: Source, *, webhook: str | None, spend_cap: str | None) -> BatchStatus:
     with valkey.attached(settings) as redis_url:
         producer = Producer.from_settings(settings, redis_url=redis_url)
         try:
             jobs = counted(source.jobs(), total=source.checked.rows, what="enqueuing")
-            batch = producer.enqueue_many(jobs, batch_id=source.batch_id, webhook=webhook, label=source.path.name)
+            batch = producer.enqueue_many(
+                jobs, batch_id=source.batch_id, webhook=webhook, label=source.path.name, spend_cap=spend_cap
+            )
             tell_no_workers(producer)
             status = batch.status()
         finally:

@@ -1,4 +1,4 @@
-"""One provider call: under the limiter, its reply in the journal before anything else happens."""
+"""One provider call: under caps and limiter, its reply in the journal before anything else happens."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from schemas.chat import Usage
 from schemas.lane import Lane
 from schemas.outcome import Cancelled, Code, Outcome, Snoozed
 from worker.events import Events, LimiterWaited, ProviderCalled
-from worker.flow.decide import decide_error, decide_refusal
+from worker.flow.decide import decide_budget, decide_error, decide_refusal
 from worker.limits.base import Granted, Limiter, Stopped
 from worker.limits.learned import EstimateKey, Estimates
 from worker.providers.base import ChatRequest, Provider
 from worker.providers.errors import ProviderError, StructuredOutputUnsupported, Unreachable
 from worker.queue.queue import Claimed, JobQueue
 from worker.queue.steps import ReplyStep
+from worker.spend.spending import Quote, Spending
 
 # A wait that is shorter is not worth telling about.
 _TELL_WAITS_FROM_S = 0.001
@@ -34,14 +35,22 @@ class Journaled:
 
 
 class Calls:
-    """Makes provider calls, each with a turn of its lane's limiter."""
+    """Makes provider calls, each with room under the caps and a turn of its lane's limiter."""
 
     def __init__(
-        self, *, limiter: Limiter, estimates: Estimates, queue: JobQueue, events: Events, max_attempts: int
+        self,
+        *,
+        limiter: Limiter,
+        estimates: Estimates,
+        spending: Spending,
+        queue: JobQueue,
+        events: Events,
+        max_attempts: int,
     ) -> None:
         """Take the parts; `max_attempts` bounds the tries that end in a provider's fault."""
         self._limiter = limiter
         self._estimates = estimates
+        self._spending = spending
         self._queue = queue
         self._events = events
         self._max_attempts = max_attempts
@@ -60,6 +69,11 @@ class Calls:
         """Wait for the turn, call, and journal the reply as the job's `index`-th step."""
         expected = self._estimates.expect(request, key)
         tokens = expected.total
+        quote = self._spending.quote(claimed, lane, expected, max_tokens=request.max_tokens)
+        # Before the turn: who has no room under a cap takes none.
+        against = await self._spending.reserve(claimed, quote)
+        if against is not None:
+            return decide_budget(against)
         answer = await self._limiter.reserve(lane, tokens=tokens, owner=claimed.id)
         if isinstance(answer, Stopped):
             return SHUTTING_DOWN
@@ -70,12 +84,18 @@ class Calls:
         if answer.waited_s >= _LOOK_AGAIN_AFTER_S and await self._queue.called_off(claimed):
             await self._limiter.cancel(lane, answer)
             return Cancelled()
+        granted_s = time.monotonic()
+        try:
+            await self._spending.send(claimed, quote)
+        except BaseException:
+            await self._limiter.cancel(lane, answer)
+            raise
         began_s = time.monotonic()
         try:
             reply = await provider.complete(request)
         except ProviderError as error:
-            self._tell(claimed, lane, began_s, outcome=type(error).__name__, status=error.http_status, usage=Usage())
-            return await self._met(error, claimed, lane, answer)
+            self._tell(claimed, lane, began_s, outcome=type(error).__name__, status=error.http_status)
+            return await self._met(error, claimed, lane, answer, quote)
         except BaseException:
             # The job was lost, or we trip over a bug: the call's fate is unknown.
             await self._limiter.settle(lane, answer, used_tokens=tokens, fault_over=False)
@@ -88,6 +108,7 @@ class Calls:
             model=reply.model or request.model,
             # Only the limiter guesses what a provider that counts nothing used.
             usage=reply.usage or Usage(),
+            cost_nano=quote.cost(reply.usage),
             tool_calls=reply.tool_calls,
             alternatives=reply.alternatives,
             thread_ref=reply.thread_ref,
@@ -95,27 +116,29 @@ class Calls:
             output=reply.output,
             retrieved=reply.retrieved,
         )
-        grant = replace(answer, late_s=answer.late_s + reply.sent_after_s)
+        grant = replace(answer, late_s=answer.late_s + began_s - granted_s + reply.sent_after_s)
         try:
             # Before anything else: from here on the reply is ours, whatever becomes of this worker.
-            cancelled = await self._queue.append(claimed, step, index=index)
+            cancelled = await self._queue.append(claimed, step, index=index, account=quote.account)
             self._estimates.learn(key, expected, reply.usage)
         finally:
             # What it used is used, whoever the job belongs to by now.
             await self._limiter.settle(lane, grant, used_tokens=step.usage.total_tokens or tokens)
         if reply.told is not None:
             await self._limiter.believe(lane, reply.told)
-        self._tell(claimed, lane, began_s, outcome="ok", status=200, usage=step.usage)
+        self._tell(claimed, lane, began_s, outcome="ok", status=200, usage=step.usage, cost_nano=step.cost_nano)
         return Journaled(step, cancelled=cancelled)
 
     async def _met(
-        self, error: ProviderError, claimed: Claimed, lane: Lane, grant: Granted
+        self, error: ProviderError, claimed: Claimed, lane: Lane, grant: Granted, quote: Quote
     ) -> Outcome | StructuredOutputUnsupported:
         outcome = decide_error(error, attempt=claimed.attempts + 1, max_attempts=self._max_attempts)
         if claimed.record.job.do_not_record and isinstance(outcome, Snoozed):
             # The reason ends in the log and with the lane, and providers quote what they were sent.
             outcome = replace(outcome, reason=_reason_without_content(error))
         wall = isinstance(outcome, Snoozed) and outcome.fault
+        if error.certainly_not_billed:
+            await self._spending.free(claimed, quote)
         if error.certainly_not_sent:
             await self._limiter.cancel(lane, grant)
         elif error.certainly_not_charged:
@@ -137,8 +160,17 @@ class Calls:
         return outcome
 
     def _tell(
-        self, claimed: Claimed, lane: Lane, began_s: float, *, outcome: str, status: int | None, usage: Usage
+        self,
+        claimed: Claimed,
+        lane: Lane,
+        began_s: float,
+        *,
+        outcome: str,
+        status: int | None,
+        usage: Usage | None = None,
+        cost_nano: int = 0,
     ) -> None:
+        usage = usage or Usage()
         self._events.emit(
             ProviderCalled(
                 job_id=claimed.id,
@@ -149,6 +181,7 @@ class Calls:
                 duration_s=time.monotonic() - began_s,
                 prompt_tokens=usage.prompt_tokens,
                 completion_tokens=usage.completion_tokens,
+                cost_nano=cost_nano,
             )
         )
 

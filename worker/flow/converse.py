@@ -22,6 +22,7 @@ from worker.providers.base import Provider, StructuredOutput
 from worker.providers.errors import StructuredOutputUnsupported
 from worker.queue.queue import Claimed, JobQueue
 from worker.queue.steps import AnyStep, ReplyStep, ToolsStep
+from worker.spend.spending import Spending
 from worker.tools.base import Toolbox, Tools, ToolsUnavailable
 
 _LET_OUT_TOO_EARLY = Snoozed(delay_s=0, code=Code.LIMITER_WAIT, reason="the job's lane is paused or has no room now")
@@ -46,6 +47,7 @@ class Conversation:
         toolbox: Toolbox,
         limiter: Limiter,
         estimates: Estimates,
+        spending: Spending,
         queue: JobQueue,
         clock: Clock,
         events: Events,
@@ -58,7 +60,14 @@ class Conversation:
         self._providers = providers
         self._schema_tools = schema_tools
         self._toolbox = toolbox
-        self._calls = Calls(limiter=limiter, estimates=estimates, queue=queue, events=events, max_attempts=max_attempts)
+        self._calls = Calls(
+            limiter=limiter,
+            estimates=estimates,
+            spending=spending,
+            queue=queue,
+            events=events,
+            max_attempts=max_attempts,
+        )
         self._queue = queue
         self._clock = clock
         self._events = events

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 
-from schemas.outcome import Cancelled, Code, Final, Snoozed
+from schemas.outcome import Cancelled, Code, Final, OverBudget, Snoozed
 from schemas.result import JobResult
 from worker.clock import Clock
 from worker.errors import RedisAway
@@ -22,6 +22,8 @@ from worker.queue.queue import Claimed, Hint, JobQueue, StaleJobError
 from worker.queue.steps import ResultStep
 from worker.store.base import Settlement, Store, StoreAway
 
+# How a job ends that waited while the cap of its batch was used up. One that has a reply may have its answer.
+OVER_BUDGET = OverBudget(code=Code.BATCH_BUDGET, error="the batch's spend cap was used up before the job's turn")
 # How long a finished outcome waits in Redis before SQL is tried again.
 STORE_RETRY_S = 5.0
 # How long a job waits whose end the database refuses.
@@ -129,6 +131,8 @@ class Flow:
             return settlement_of(claimed, kept, steps=claimed.journal)
         if claimed.cancelled:
             return self._ended(claimed, Cancelled())
+        if claimed.over_budget and not claimed.journal:
+            return self._ended(claimed, OVER_BUDGET)
         try:
             context = await self._store.context(claimed.record)
         except StoreAway as away:
@@ -175,6 +179,7 @@ class Flow:
                 requests=result.requests,
                 prompt_tokens=result.prompt_tokens,
                 completion_tokens=result.completion_tokens,
+                cost_nano=result.cost_nano,
                 attempts=result.attempts,
             )
         )

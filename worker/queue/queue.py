@@ -22,7 +22,7 @@ from schemas.lane import Lane
 from schemas.result import JobResult
 from schemas.scripts import read_script
 from worker.errors import redis_away
-from worker.queue.steps import AnyStep, parse_step
+from worker.queue.steps import AnyStep, ReplyStep, parse_step
 from worker.queue.unreadable import unreadable
 
 # A worker that stops renewing loses its jobs after this long.
@@ -60,7 +60,8 @@ class Claimed:
     """A job that is ours until its lease ends.
 
     `lane_key` is the lane whose room it was given, if that was known; `cancelled` says that it is to end
-    without another call.
+    without another call, `over_budget` that it is because its batch's cap is used up. `capped` says that the
+    batch has a cap.
     """
 
     record: JobRecord
@@ -71,6 +72,8 @@ class Claimed:
     journal: tuple[AnyStep, ...]
     lane_key: str | None = None
     cancelled: bool = False
+    over_budget: bool = False
+    capped: bool = False
 
     @property
     def hint(self) -> Hint:
@@ -132,7 +135,7 @@ class JobQueue:
         )
         if reply is None:
             return None
-        raw, attempts, enqueued_ms, now_ms, lane_key, cancelled, *entries = reply
+        raw, attempts, enqueued_ms, now_ms, lane_key, called_off, capped, *entries = reply
         try:
             record, journal = JobRecord.model_validate_json(raw), tuple(parse_step(entry) for entry in entries)
         except ValidationError as exc:
@@ -146,7 +149,9 @@ class JobQueue:
             claimed_ms=int(now_ms),
             journal=journal,
             lane_key=_text(lane_key) or None,
-            cancelled=bool(cancelled),
+            cancelled=_text(called_off) == "cancelled",
+            over_budget=_text(called_off) == "over_budget",
+            capped=bool(capped),
         )
 
     async def meets(self, claimed: Claimed, lane: Lane) -> bool:
@@ -175,13 +180,16 @@ class JobQueue:
         """Return whether the job was cancelled since it was claimed."""
         return bool(await self._run("called_off", [], [claimed.id]))
 
-    async def append(self, claimed: Claimed, step: AnyStep, *, index: int | None = None) -> bool:
+    async def append(self, claimed: Claimed, step: AnyStep, *, index: int | None = None, account: str = "") -> bool:
         """Append a finished step to the job's journal, as its `index`-th if that is known; raises StaleJobError.
+
+        What a reply cost becomes spent with it: of the `account` (names.spend), and of what the job holds.
 
         Returns whether the job was cancelled meanwhile: the step counts, and there should be no other.
         """
         keys = [names.job(claimed.id), names.journal(claimed.id)]
         args = [claimed.epoch, step.model_dump_json(), -1 if index is None else index]
+        args += [claimed.id, step.cost_nano if isinstance(step, ReplyStep) else "", account]
         appended = await self._run("append", keys, args)
         if not appended:
             raise StaleJobError(claimed.id, at="journal")
@@ -206,6 +214,7 @@ class JobQueue:
             result.requests,
             result.prompt_tokens,
             result.completion_tokens,
+            result.cost_nano,
         ]
         if not await self._run("finish", keys, args):
             raise StaleJobError(claimed.id, at="finish")
