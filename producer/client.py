@@ -19,6 +19,7 @@ from redis.retry import Retry
 
 from producer.lanes import Lanes
 from producer.send_ahead import SendAhead
+from producer.spend import accounts
 from producer.written_job import WrittenJob
 from schemas import names
 from schemas.batch import BatchStatus
@@ -29,6 +30,7 @@ from schemas.money import nanos
 from schemas.result import JobResult
 from schemas.scripts import read_script
 from schemas.settings import Settings
+from schemas.spend import SpendStatus
 from schemas.webhook import checked_url
 
 log = logging.getLogger(__name__)
@@ -132,7 +134,7 @@ class Producer:
         batch_id: str | None = None,
         label: str = "",
         expires_at: datetime | None = None,
-        spend_cap: Decimal | float | None = None,
+        spend_cap: Decimal | float | str | None = None,
         retry_of: str | None = None,
     ) -> BatchHandle:
         """Enqueue jobs as one batch, in chunks of CHUNK_JOBS, of which at most some 2 * CHUNKS_AHEAD are held.
@@ -215,6 +217,10 @@ class Producer:
             ids = [_text(batch_id) for batch_id in cast("list[bytes]", self._redis.zrange(names.BATCHES, 0, -1))]
         found = (self.batch(batch_id).status() for batch_id in ids)
         return [status for status in found if status is not None and not status.ended]
+
+    def accounts(self) -> list[SpendStatus]:
+        """Return what each workspace spent in each period, by workspace and period."""
+        return accounts(self._redis)
 
     def capacity(self) -> int:
         """Return how many jobs the workers that are alive can run at once; 0 if there are none."""
@@ -428,7 +434,7 @@ def _batch_fields(
     webhook: str | None,
     label: str,
     expires_at: datetime | None,
-    spend_cap: Decimal | float | None,
+    spend_cap: Decimal | float | str | None,
     retry_of: str | None,
 ) -> dict[str, str]:
     """Return what a batch's hash in Redis says of it from the beginning."""

@@ -12,7 +12,7 @@
 -- A row's bit is what makes a resumed submission safe: the job's own keys are gone once it ended.
 
 local FIELDS = 7
-local CALLED_OFF = { cancelled = ' was cancelled', expired = ' has expired', over_budget = ' has spent its cap' }
+local CALLED_OFF = { cancelled = ' was cancelled', expired = ' has expired' }
 local batch = ARGV[1]
 local total = batch ~= '' and redis.call('HGET', 'aq:batch:' .. batch, 'total')
 local time = redis.call('TIME')

@@ -47,8 +47,9 @@ class BatchStatus(BaseModel):
     is `paused` none of its jobs starts; while it is `cancelling` those that are left end as cancelled, while
     it is `expiring` as expired.
     Those that have not ended at `expires_ms` (ms since the epoch) end as expired, those that would
-    pass `spend_cap_nano` as over_budget; money is in nanos (schemas/money.py). `retry_of` is the
-    batch whose rows it runs anew.
+    pass `spend_cap_nano` as over_budget; money is in nanos (schemas/money.py). `cost_nano` is what the jobs that
+    ended cost; of the cap `spent_nano` are used up, calls of unknown fate included, and `reserved_nano` are held
+    by calls in flight. `retry_of` is the batch whose rows it runs anew.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -71,6 +72,8 @@ class BatchStatus(BaseModel):
     expires_ms: int | None = None
     spend_cap_nano: int | None = None
     cost_nano: int = 0
+    spent_nano: int = 0
+    reserved_nano: int = 0
     retry_of: str | None = None
 
     @classmethod
@@ -98,6 +101,8 @@ class BatchStatus(BaseModel):
             expires_ms=int(fields["expires_ms"]) if "expires_ms" in fields else None,
             spend_cap_nano=int(fields["spend_cap_nano"]) if "spend_cap_nano" in fields else None,
             cost_nano=int(fields.get("cost_nano", "0")),
+            spent_nano=int(fields.get("spent_nano", "0")),
+            reserved_nano=int(fields.get("reserved_nano", "0")),
             retry_of=fields.get("retry_of"),
         )
 

@@ -36,7 +36,8 @@ local function close_batch(batch)
   end
 end
 
--- Call a batch that is not over off for one of REASONS. What called it off first stands.
+-- Call a batch that is not over off for one of REASONS. What called it off first stands. One that has spent
+-- its cap still takes rows, which end as over_budget: each row of a file has its result.
 local function call_off_batch(batch, reason, now_ms)
   if not batch_called_off_as(batch) then
     redis.call('HSET', 'aq:batch:' .. batch, reason .. '_ms', now_ms)
@@ -49,5 +50,7 @@ local function call_off_batch(batch, reason, now_ms)
     redis.call('SADD', 'aq:draining', BLOCKED .. batch)
   end
   end_snoozes(batch)
-  close_batch(batch)
+  if reason ~= 'over_budget' then
+    close_batch(batch)
+  end
 end

@@ -12,7 +12,8 @@
 --   aq:ring:now                the score of the workspace that was served last
 --   aq:turn                    counts what was served, and so orders lines and lanes
 --   aq:parked                  lanes without room, by the ms at which to look again
---   aq:paused                  lanes that people stopped; a batch says `paused_ms` itself
+--   aq:paused                  lanes that people stopped; a batch says `paused_ms` itself, and `short_ms`
+--                              while its calls in flight hold what is left of its cap
 --   aq:draining                names of the lists of jobs that wait to end without a call, and BLOCKED<batch>
 --   aq:drain:<name>            such a list: what was a line until it was called off, or BACK
 --   aq:blocked:<batch>         jobs of the batch that are blocked by their threads
@@ -22,7 +23,7 @@
 --   aq:places                  workspace -> how many of its jobs are out
 --
 -- A line with jobs is registered with its lane, and an open lane with its workspace, unless the
--- lane is parked or paused, or the line's batch paused. Only the step from none to one job has
+-- lane is parked or paused, or the line's batch paused or short. Only the step from none to one job has
 -- to register it. Who is out has a lease, and every lease is counted in aq:places.
 
 -- A workspace that has not come back for as long begins level again.
@@ -110,12 +111,17 @@ local function park_lane(lane, until_ms)
   shut_lane(lane)
 end
 
--- Register a line that has jobs, unless its batch is paused.
+local function stands_still(batch)
+  local held = redis.call('HMGET', 'aq:batch:' .. batch, 'paused_ms', 'short_ms')
+  return held[1] or held[2]
+end
+
+-- Register a line that has jobs, unless its batch is paused or short.
 local function register_line(line)
   local priority, batch, route = line_parts(line)
   if batch ~= '' then
     redis.call('SADD', 'aq:linesof:' .. batch, line)
-    if redis.call('HEXISTS', 'aq:batch:' .. batch, 'paused_ms') == 1 then
+    if stands_still(batch) then
       return
     end
   end
@@ -124,11 +130,11 @@ local function register_line(line)
   open_lane(lane)
 end
 
--- The lines of paused batches: they have jobs and stand with no lane.
+-- The lines of paused and short batches: they have jobs and stand with no lane.
 local function lines_of_paused_batches()
   local found = {}
   for _, batch in ipairs(redis.call('ZRANGE', 'aq:batches', 0, -1)) do
-    if redis.call('HEXISTS', 'aq:batch:' .. batch, 'paused_ms') == 1 then
+    if stands_still(batch) then
       for _, line in ipairs(redis.call('SMEMBERS', 'aq:linesof:' .. batch)) do
         found[#found + 1] = line
       end

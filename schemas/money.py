@@ -6,7 +6,7 @@ are exact, in Redis's scripts too (up to 2**53 nanos, some nine million units).
 
 from __future__ import annotations
 
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 
 from schemas.errors import InputError
 
@@ -17,7 +17,10 @@ MOST = 9_000_000
 
 def nanos(amount: Decimal | float | str) -> int:
     """Return an amount of the currency unit in nanos, rounded; InputError for what is no amount."""
-    exact = Decimal(str(amount))
+    try:
+        exact = Decimal(str(amount))
+    except InvalidOperation:
+        exact = Decimal("NaN")
     if not exact.is_finite() or not 0 <= exact <= MOST:
         raise InputError(f"{amount} is no amount of money", mend=f"say a number from 0 to {MOST:,}")
     return int((exact * NANOS).to_integral_value())

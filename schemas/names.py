@@ -6,7 +6,7 @@ server's clock.
 
 | key | type | holds |
 | --- | --- | --- |
-| `aq:job:<job>` | hash | one job that has not ended: `record` (JSON of JobRecord), `state` (waiting, released, running, snoozed, blocked), `epoch`, `priority` (I, B), `route`, `batch`, `thread`, `enqueued_ms`; once they matter `owner` (the claim's token), `attempts`, `called_off` (why it ends without a call) |
+| `aq:job:<job>` | hash | one job that has not ended: `record` (JSON of JobRecord), `state` (waiting, released, running, snoozed, blocked), `epoch`, `priority` (I, B), `route`, `batch`, `thread`, `enqueued_ms`; once they matter `owner` (the claim's token), `attempts`, `called_off` (why it ends without a call); while it makes a call under a cap `held_nano`, `held_on`, `held_sent` (worker/spend/reservation.lua) |
 | `aq:journal:<job>` | list | the job's finished steps, JSON, oldest first |
 | `aq:result:<job>` | string | JSON of JobResult; kept RESULT_TTL_S after the end |
 | `aq:line:<line>` | list | waiting jobs of one batch, priority and assistant, head runs first; `<line>` is JobRecord.line |
@@ -25,7 +25,7 @@ server's clock.
 | `aq:swept` | string | when the last sweep was |
 | `aq:thread:<workspace>:<thread>` | list | jobs of one thread that have not ended; only the head may run |
 | `aq:workers` | hash | worker process -> `<capacity> <expires_ms>` |
-| `aq:batch:<batch>` | hash | `total` (once sealed), `enqueued`, `started` (ms), `finished`, one count per final status, `requests`, `prompt_tokens`, `completion_tokens`, `state`, `workspace`, `webhook`, `label`, `created_ms`, `cost_nano`; `expires_ms`, `spend_cap_nano` and `retry_of` if it was given them; `paused_ms`, `cancelled_ms` once people stopped it, `expired_ms` once its time was over, `over_budget_ms` once its cap was spent |
+| `aq:batch:<batch>` | hash | `total` (once sealed), `enqueued`, `started` (ms), `finished`, one count per final status, `requests`, `prompt_tokens`, `completion_tokens`, `state`, `workspace`, `webhook`, `label`, `created_ms`, `cost_nano`; `expires_ms`, `spend_cap_nano` and `retry_of` if it was given them; `paused_ms`, `cancelled_ms` once people stopped it, `expired_ms` once its time was over; with a cap `spent_nano`, `reserved_nano`, `refused`, `short_ms`, `over_budget_ms` (worker/spend/reservation.lua) |
 | `aq:linesof:<batch>` | set | the lines that the batch's jobs have stood in |
 | `aq:rows:<batch>` | bitmap | rows that were enqueued: a row enters a batch once |
 | `aq:blocked:<batch>` | set | jobs of the batch that are blocked by their threads |
@@ -35,6 +35,8 @@ server's clock.
 | `aq:limit:<lane>` | hash | the lane's token bucket, see worker/limits/reserve.lua |
 | `aq:seen:<calls that are alike>` | hash | histograms of what calls needed, see worker/limits/exchange_estimates.lua |
 | `aq:cells:<lane>`, `aq:tickets:<lane>`, `aq:held:<lane>` | | the lane's ledger of the last minute, who waits for a turn, who has one; see the same |
+| `aq:spend:<workspace>:<period>` | hash | what the workspace spent in a day, month or at all: `spent_nano`, `reserved_nano`, and `cap_nano` if it has a cap |
+| `aq:spends` | set | the keys of these |
 | `aq:limited` | zset | lanes with calls waiting or in flight, by when they are looked at for dead owners |
 | `aq:expiry` | hash | when that was done last, see worker/limits/expire.lua |
 | `aq:faults` | hash | lanes that stand still -> JSON of LaneFault |
@@ -67,6 +69,7 @@ BATCHES = f"{PREFIX}:batches"
 EXPIRING = f"{PREFIX}:expiring"
 ENDING = f"{PREFIX}:ending"
 FAULTS = f"{PREFIX}:faults"
+SPENDS = f"{PREFIX}:spends"
 
 # A producer publishes here after each enqueue, so that an idle worker need not poll fast.
 WAKE_CHANNEL = f"{PREFIX}:wake"
@@ -145,6 +148,11 @@ def batch_rows(batch_id: str) -> str:
 def seen(calls: str) -> str:
     """Return the key of what calls that are alike needed."""
     return f"{PREFIX}:seen:{calls}"
+
+
+def spend(workspace: str, period: str) -> str:
+    """Return the key of what a workspace spent in a period, such as 2026-11."""
+    return f"{PREFIX}:spend:{workspace}:{period}"
 
 
 def limit(lane: str) -> str:

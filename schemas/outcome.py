@@ -49,6 +49,7 @@ class Code(StrEnum):
     KILLED_WORKERS = "killed_workers"
     BATCH_BUDGET = "batch_budget"
     WORKSPACE_BUDGET = "workspace_budget"
+    NO_PRICE = "no_price"
     # the lane's: the job waits, nothing of its own is wrong
     PROVIDER_UNREACHABLE = "provider_unreachable"
     KEY_REFUSED = "key_refused"
@@ -62,6 +63,7 @@ class Code(StrEnum):
     # waits that are no fault
     RATE_LIMITED = "rate_limited"
     LIMITER_WAIT = "limiter_wait"
+    BUDGET_WAIT = "budget_wait"
     STORE_AWAY = "store_away"
     SHUTTING_DOWN = "shutting_down"
 

@@ -58,6 +58,7 @@ from worker.providers.schema_tools import SchemaTools
 from worker.queue.leases import Leases
 from worker.queue.queue import Hint, JobQueue
 from worker.redis_batch import BatchedRedis
+from worker.spend.spending import Spending
 from worker.store.sql import SqlStore
 from worker.tools.toolbox import WorkerToolbox
 from worker.webhooks.deliver import WebhookSender, webhook_client
@@ -211,6 +212,7 @@ class Runtime(Middleware):
             toolbox=toolbox,
             limiter=limiter,
             estimates=estimates,
+            spending=Spending(redis, price_of=lanes.price_of, cap_of=lanes.cap_of, now=clock.now),
             queue=queue,
             clock=clock,
             events=events,

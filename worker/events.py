@@ -37,7 +37,7 @@ class LimiterWaited:
 
 @dataclass(frozen=True, slots=True)
 class ProviderCalled:
-    """A provider call ended; `outcome` is "ok" or a reason code."""
+    """A provider call ended; `outcome` is "ok" or a reason code, `cost_nano` is in nanos (schemas/money.py)."""
 
     job_id: str
     batch_id: str | None
@@ -47,6 +47,7 @@ class ProviderCalled:
     duration_s: float
     prompt_tokens: int
     completion_tokens: int
+    cost_nano: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,7 @@ class JobEnded:
     prompt_tokens: int
     completion_tokens: int
     attempts: int
+    cost_nano: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from typing import assert_never
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
 
+from schemas.money import NANOS
 from schemas.names import METRIC_PREFIX
 from worker.events import (
     BatchEnded,
@@ -64,6 +65,7 @@ class Metrics:
             "provider_call_duration_seconds", "Duration of provider calls.", _CALL_BUCKETS_S, "provider", "model"
         )
         self._tokens = counter("tokens", "Tokens that providers counted.", "provider", "model", "kind")
+        self._cost = counter("cost", "Cost of calls, in the currency of the configured prices.", "provider", "model")
         self._limiter_waits = counter("limiter_waits", "Waits for a lane's limit.", "provider", "model")
         self._limiter_wait = histogram("limiter_wait_seconds", "Duration of waits for a lane's limit.", _WAIT_BUCKETS_S)
         self._webhooks = counter("webhook_attempts", "POSTs of webhooks, by outcome.", "event_type", "outcome")
@@ -114,6 +116,7 @@ class Metrics:
         self._call_duration.labels(*lane).observe(event.duration_s)
         self._tokens.labels(*lane, "prompt").inc(event.prompt_tokens)
         self._tokens.labels(*lane, "completion").inc(event.completion_tokens)
+        self._cost.labels(*lane).inc(event.cost_nano / NANOS)
 
     def _lane(self, event: LimiterWaited | ProviderCalled) -> tuple[str, str]:
         return self._providers.label(event.lane.provider), self._models.label(event.lane.model)

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from schemas.batch import BatchStatus
+from schemas.money import amount
 from schemas.outcome import Status
 from schemas.result import JobResult
 
@@ -187,6 +188,7 @@ def batch_lines(status: BatchStatus, *, retries: Iterable[BatchStatus] = ()) -> 
         "done": _done(status),
         "requests": str(status.requests),
         "tokens": f"{status.prompt_tokens} prompt + {status.completion_tokens} completion",
+        "cost": cost_of(status),
         "webhook": status.webhook or "",
         "retries": "\n".join(f"{each.batch_id}: {_state(each)}, {_done(each)}" for each in retries),
     }
@@ -195,6 +197,16 @@ def batch_lines(status: BatchStatus, *, retries: Iterable[BatchStatus] = ()) -> 
         if value:
             table.add_row(name, shown(value))
     return table
+
+
+def cost_of(status: BatchStatus) -> str:
+    """Return what the batch cost, and what is left of its cap; nothing where there is neither."""
+    if status.spend_cap_nano is None:
+        return amount(status.cost_nano) if status.cost_nano else ""
+    # A batch that ended is known by its row, which has the cost alone.
+    used = max(status.spent_nano, status.cost_nano)
+    held = f", {amount(status.reserved_nano)} held by calls in flight" if status.reserved_nano else ""
+    return f"{amount(used)} of {amount(status.spend_cap_nano)}{held}"
 
 
 def _state(status: BatchStatus) -> str:

@@ -19,10 +19,21 @@ import click
 from producer.assistants import Assistants
 from producer.bulk.results import ResultsFormat, write_results
 from producer.cli import access
-from producer.cli.console import BatchProgress, batch_json, counted, out, print_json, results_table, say, tell_other_end
+from producer.cli.console import (
+    BatchProgress,
+    batch_json,
+    cost_of,
+    counted,
+    out,
+    print_json,
+    results_table,
+    say,
+    tell_other_end,
+)
 from producer.cli.duration import Duration
 from producer.cli.main import Terminated
 from producer.cli.source import Source, read
+from producer.cli.spend import cap_option
 from producer.client import BatchHandle, Producer
 from producer.embedded.procfile import DEFAULT_PROCFILE
 from producer.embedded.system import System, running
@@ -32,6 +43,7 @@ from schemas.batch import BatchStatus
 from schemas.errors import AssistqError, InputError, ProducerError
 from schemas.lane import Lane, LaneFault, provider_name
 from schemas.lane_config import LaneConfig
+from schemas.money import amount, nanos
 from schemas.outcome import Code, Status
 from schemas.result import JobResult
 from schemas.settings import Settings
@@ -73,6 +85,7 @@ class Wall:
     metavar="TIME",
     help="End what has not ended after this time as expired: 90s, 30m, 6h, 2d. [default: no end]",
 )
+@cap_option
 @click.option("--skip-bad-rows", is_flag=True, help="Run the good rows; each bad one is in the results with its error.")
 @click.option("--again", is_flag=True, help="Run all rows anew, after a run of this file that came to its end.")
 @click.option("--expect", metavar="COLUMN", help="Compare the outputs with this column of FILE, and show the accuracy.")
@@ -84,6 +97,7 @@ def run(
     out_path: Path | None,
     webhook: str | None,
     expires_in: timedelta | None,
+    spend_cap: str | None,
     skip_bad_rows: bool,
     again: bool,
     expect: str | None,
@@ -115,7 +129,13 @@ def run(
         batch_id = f"{source.batch_id}_{len(runs) + 1}" if runs else source.batch_id
         try:
             status = before or _run_batch(
-                settings, source, batch_id=batch_id, webhook=webhook, expires_in=expires_in, records=records
+                settings,
+                source,
+                batch_id=batch_id,
+                webhook=webhook,
+                expires_in=expires_in,
+                spend_cap=spend_cap,
+                records=records,
             )
         except (KeyboardInterrupt, Terminated):
             say("interrupted: every job is kept, run the same command again to go on")
@@ -166,6 +186,7 @@ def _run_batch(
     batch_id: str,
     webhook: str | None,
     expires_in: timedelta | None,
+    spend_cap: str | None,
     records: Records,
 ) -> BatchStatus | Wall:
     kind = source.config.provider
@@ -186,6 +207,8 @@ def _run_batch(
         try:
             with _second_signal_kills(system):
                 lane = _lane(settings, system, source.config)
+                if spend_cap is not None:
+                    _refuse_no_price(settings, lane)
                 return _submit_and_watch(
                     producer,
                     system,
@@ -194,6 +217,7 @@ def _run_batch(
                     batch_id=batch_id,
                     webhook=webhook,
                     expires_in=expires_in,
+                    spend_cap=spend_cap,
                     records=records,
                 )
         finally:
@@ -209,6 +233,7 @@ def _submit_and_watch(
     batch_id: str,
     webhook: str | None,
     expires_in: timedelta | None,
+    spend_cap: str | None,
     records: Records,
 ) -> BatchStatus | Wall:
     expires_at = None if expires_in is None else datetime.now(UTC) + expires_in
@@ -219,10 +244,20 @@ def _submit_and_watch(
     producer.forget_lane_faults(next(iter(source.jobs_only())))
     if before is not None:
         say(f"going on with batch {batch_id}: {before.finished} of {source.checked.rows} rows are done")
+        if spend_cap is not None and nanos(spend_cap) != before.spend_cap_nano:
+            kept = (
+                "no spend cap" if before.spend_cap_nano is None else f"its spend cap of {amount(before.spend_cap_nano)}"
+            )
+            say(f"the batch was submitted before and keeps {kept}; --spend-cap counts with the first submission")
     if before is None or before.total is None:
         jobs = counted(source.jobs(), total=source.checked.rows, what="enqueuing")
         batch = producer.enqueue_many(
-            jobs, batch_id=batch_id, webhook=webhook, label=source.path.name, expires_at=expires_at
+            jobs,
+            batch_id=batch_id,
+            webhook=webhook,
+            label=source.path.name,
+            expires_at=expires_at,
+            spend_cap=spend_cap,
         )
     else:
         batch = producer.batch(batch_id)
@@ -353,6 +388,15 @@ def _refuse_no_model(config: AssistantConfig, settings: Settings) -> None:
         )
 
 
+def _refuse_no_price(settings: Settings, lane: Lane) -> None:
+    """Refuse a cap that cannot hold: its rows would all fail."""
+    if LaneConfig.load(settings).price_of(lane) is None:
+        raise InputError(
+            f"--spend-cap: there is no price for model {lane.model} at {lane.provider}",
+            mend="set one under `prices` in the lanes file (assistq.lanes.yaml, or ASSISTQ_LANES)",
+        )
+
+
 def _results_path(file: Path, out_path: Path | None) -> Path:
     path = out_path or file.with_name(f"{file.stem}-results.csv")
     if path.suffix not in (".csv", ".jsonl"):
@@ -407,8 +451,9 @@ def _report(
     out.print(f"{status.finished} rows: {counts}")
     if accuracy is not None:
         out.print(f"accuracy: {accuracy[0]} of {accuracy[1]} ({accuracy[0] / accuracy[1]:.0%})")
+    cost = f"cost {cost_of(status)}, " if cost_of(status) else ""
     out.print(
         f"{status.requests} requests, {status.prompt_tokens} prompt + {status.completion_tokens} completion tokens, "
-        f"{took_s:.1f} s"
+        f"{cost}{took_s:.1f} s"
     )
     out.print(f"results: {out_path}", soft_wrap=True)

@@ -13,6 +13,7 @@ from producer.cli.batches import tell_no_workers
 from producer.cli.console import batch_json, counted, print_json, say, tell_other_end
 from producer.cli.duration import Duration
 from producer.cli.source import Source, read
+from producer.cli.spend import cap_option
 from producer.client import Producer
 from producer.embedded import valkey
 from producer.records import Records
@@ -26,6 +27,7 @@ from schemas.webhook import checked_url
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--assistant", required=True, help="Assistant file (YAML), or the address of a stored assistant.")
 @click.option("--webhook", metavar="URL", help="Called once, signed, when the batch ends.")
+@cap_option
 @click.option(
     "--expires-in",
     type=Duration(),
@@ -42,6 +44,7 @@ def submit(
     *,
     webhook: str | None,
     expires_in: timedelta | None,
+    spend_cap: str | None,
     skip_bad_rows: bool,
     as_json: bool,
 ) -> None:
@@ -56,7 +59,7 @@ def submit(
         source = read(file, assistant, Assistants(engine), skip_bad_rows=skip_bad_rows)
         status = Records(engine).batch(source.batch_id)
     if status is None:
-        status = _enqueued(settings, source, webhook=webhook, expires_in=expires_in)
+        status = _enqueued(settings, source, webhook=webhook, expires_in=expires_in, spend_cap=spend_cap)
     else:
         say(f"all {status.total} rows were run before: nothing is enqueued")
     if as_json:
@@ -65,14 +68,21 @@ def submit(
         click.echo(status.batch_id)
 
 
-def _enqueued(settings: Settings, source: Source, *, webhook: str | None, expires_in: timedelta | None) -> BatchStatus:
+def _enqueued(
+    settings: Settings, source: Source, *, webhook: str | None, expires_in: timedelta | None, spend_cap: str | None
+) -> BatchStatus:
     expires_at = None if expires_in is None else datetime.now(UTC) + expires_in
     with valkey.attached(settings) as redis_url:
         producer = Producer.from_settings(settings, redis_url=redis_url)
         try:
             jobs = counted(source.jobs(), total=source.checked.rows, what="enqueuing")
             batch = producer.enqueue_many(
-                jobs, batch_id=source.batch_id, webhook=webhook, label=source.path.name, expires_at=expires_at
+                jobs,
+                batch_id=source.batch_id,
+                webhook=webhook,
+                label=source.path.name,
+                expires_at=expires_at,
+                spend_cap=spend_cap,
             )
             tell_no_workers(producer)
             status = batch.status()

@@ -22,12 +22,14 @@ from sqlmodel import Session, select
 
 from producer import Producer
 from producer.client import RejectedRow
-from schemas import JobResult, OutputSpec, ProducerError, Rejection, Status, Usage, database, names
+from schemas import JobResult, Message, OutputSpec, ProducerError, Rejection, Status, Usage, database, names
 from schemas.assistant import DEFAULT_MAX_REPAIRS
 from schemas.database import engine_for, ensure_tables
 from schemas.lane import Lane
 from schemas.lane_limits import LaneLimits
+from schemas.money import NANOS
 from schemas.outcome import Code
+from schemas.prices import Price, SpendCap
 from schemas.quota_told import QuotaTold
 from schemas.tables import Job, ThreadMessage
 from tests.given import (
@@ -69,14 +71,17 @@ from worker.events import (
     ToolCrashed,
 )
 from worker.flow.converse import Conversation
+from worker.flow.output import wire_schema
 from worker.flow.run import Flow
 from worker.limits.base import Answer
-from worker.limits.learned import SEEN_MIN, Estimates
+from worker.limits.learned import SEEN_MIN, EstimateKey, Estimates
 from worker.limits.redis_limiter import RedisLimiter
+from worker.providers.base import ChatRequest
 from worker.providers.openai_compatible import OpenAICompatible, http_client
 from worker.queue.leases import Leases
 from worker.queue.queue import Hint, JobQueue
 from worker.queue.steps import ReplyStep, ResultStep
+from worker.spend.spending import Spending
 from worker.store.sql import SqlStore
 from worker.tools.toolbox import WorkerToolbox
 
@@ -100,6 +105,8 @@ class Worker:
     client: httpx.AsyncClient
     base_url: str
     limits: LaneLimits = PLENTY
+    price: Price | None = None
+    cap: SpendCap = field(default_factory=SpendCap)
     told: list[Event] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -125,6 +132,7 @@ class Worker:
             toolbox=self.toolbox,
             limiter=self.limiter,
             estimates=self.estimates,
+            spending=Spending(self.redis, price_of=lambda _: self.price, cap_of=lambda _: self.cap, now=self.clock.now),
             queue=self.queue,
             clock=self.clock,
             events=self.events,
@@ -181,6 +189,19 @@ class Worker:
             if not await self.redis.keys(names.job("*")):
                 return
         raise AssertionError("jobs came back again and again")
+
+    async def finish_some(self) -> None:
+        """Run what can run, what was called off too, and let waits end."""
+        await self.run()
+        await asyncio.gather(*(self.flow.run(hint) for hint in await self.queue.drain(1000)))
+        await self.let_waits_end()
+
+    def estimate_nano(self) -> int:
+        """Return the most that a call of a_job() may cost where a token costs one nano: 8 tokens and the prompt."""
+        messages = (Message(role="user", content="Review: good"),)
+        request = ChatRequest(model="m1", messages=messages, response_schema=wire_schema(LABEL), max_tokens=8)
+        key = EstimateKey("nothing", "was", "seen", "yet")
+        return self.estimates.expect(request, key).at_most(max_tokens=8).total_tokens
 
     async def lose_leases(self) -> None:
         """Have every job taken away from its worker, as after a pause."""
@@ -925,6 +946,99 @@ class TestStoreAway:
         assert snoozed.code == "store_away"
         assert loopback_provider.count == 0
         assert "attempts" not in await state(redis_client, "j")
+
+
+# One nano a token.
+PRICE = Price(prompt_nano=1_000_000, completion_nano=1_000_000)
+
+
+class TestSpending:
+    async def test_what_a_job_cost_is_told_wherever_its_tokens_are(
+        self, hire: Hire, producer: Producer, loopback_provider: LoopbackProvider
+    ) -> None:
+        worker = hire(price=PRICE)
+        batch = producer.enqueue_many([a_job("j")], batch_id="b")
+        await worker.run()
+        result = ended(producer)
+        assert result.cost_nano == result.prompt_tokens + result.completion_tokens > 0
+        (row,), told = worker.rows(), batch.status()
+        assert told is not None
+        (called,), (job_ended,) = worker.all(ProviderCalled), worker.all(JobEnded)
+        assert {row.cost_nano, told.cost_nano, called.cost_nano, job_ended.cost_nano} == {result.cost_nano}
+
+    @pytest.mark.parametrize("scope", ["batch", "workspace"])
+    async def test_jobs_beyond_a_cap_end_as_over_budget_without_a_call_or_a_turn(
+        self, hire: Hire, producer: Producer, loopback_provider: LoopbackProvider, redis_client: Redis, scope: str
+    ) -> None:
+        rows, cap_nano = 80, 400
+        worker = hire(price=PRICE, cap=SpendCap(nano=cap_nano if scope == "workspace" else None))
+        cap = cap_nano / NANOS if scope == "batch" else None
+        batch = producer.enqueue_many([a_job()] * rows, batch_id="b", spend_cap=cap)
+        while await redis_client.keys(names.job("*")):
+            await worker.finish_some()
+        told = batch.status()
+        assert told is not None
+        succeeded = told.counts[Status.SUCCEEDED]
+        assert told.counts == {Status.SUCCEEDED: succeeded, Status.OVER_BUDGET: rows - succeeded}
+        assert {row.error_code for row in worker.rows()} == {None, f"{scope}_budget"}
+        (account,) = producer.accounts()
+        assert told.cost_nano == account.spent_nano <= cap_nano
+        # As many as fit: what is left is less than a call may cost.
+        most_nano = worker.estimate_nano()
+        assert cap_nano - account.spent_nano < most_nano
+        assert account.reserved_nano == told.reserved_nano == 0
+        requests, _tokens = await reserved(redis_client, LANE)
+        assert succeeded == loopback_provider.count == requests > 1
+
+    @pytest.mark.parametrize("lost", [cut_connection(), status(504)])
+    async def test_a_call_of_unknown_fate_stays_spent_and_costs_the_job_nothing(
+        self, hire: Hire, producer: Producer, loopback_provider: LoopbackProvider, lost: Reply
+    ) -> None:
+        worker = hire(price=PRICE)
+        loopback_provider.queue(lost)
+        batch = producer.enqueue_many([a_job("j")], batch_id="b", spend_cap=1)
+        await worker.finish_all()
+        told, result = batch.status(), ended(producer)
+        assert told is not None
+        assert loopback_provider.count == 2
+        assert told.spent_nano == result.cost_nano + worker.estimate_nano()
+        assert (told.cost_nano, told.reserved_nano) == (result.cost_nano, 0)
+
+    @pytest.mark.parametrize("http_status", [400, 429, 503])
+    async def test_a_call_that_the_provider_refused_holds_and_spends_nothing(
+        self, hire: Hire, producer: Producer, loopback_provider: LoopbackProvider, http_status: int
+    ) -> None:
+        worker = hire(price=PRICE)
+        loopback_provider.queue(status(http_status))
+        batch = producer.enqueue_many([a_job("j")], batch_id="b", spend_cap=1)
+        await worker.run()
+        told = batch.status()
+        assert told is not None
+        assert (told.spent_nano, told.reserved_nano) == (0, 0)
+
+    async def test_where_a_provider_counts_nothing_the_most_that_it_may_have_cost_counts(
+        self, hire: Hire, producer: Producer, loopback_provider: LoopbackProvider
+    ) -> None:
+        worker = hire(price=PRICE)
+        message = {"role": "assistant", "content": '"positive"'}
+        choice = {"index": 0, "finish_reason": "stop", "message": message}
+        loopback_provider.queue(status(200, {"model": "m1", "choices": [choice]}))
+        batch = producer.enqueue_many([a_job("j")], batch_id="b", spend_cap=1)
+        await worker.run()
+        told, result = batch.status(), ended(producer)
+        assert told is not None
+        assert result.status is Status.SUCCEEDED
+        assert result.cost_nano == told.spent_nano == worker.estimate_nano()
+
+    async def test_a_cap_that_cannot_hold_for_want_of_a_price_fails_the_job_before_any_call(
+        self, worker: Worker, producer: Producer, loopback_provider: LoopbackProvider
+    ) -> None:
+        producer.enqueue_many([a_job("j")], batch_id="b", spend_cap=1)
+        await worker.run()
+        result = ended(producer)
+        assert (result.status, result.error_code) == (Status.FAILED, "no_price")
+        assert "no price for model m1 at 127.0.0.1" in str(result.error)
+        assert loopback_provider.count == 0
 
 
 class TestShutdown:

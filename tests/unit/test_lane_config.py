@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from textwrap import dedent
 
@@ -12,6 +13,8 @@ from schemas import InputError, Settings
 from schemas.lane import Lane
 from schemas.lane_config import DEFAULT_LANES_FILE, LaneConfig
 from schemas.lane_limits import LaneLimits
+from schemas.money import NANOS
+from schemas.prices import Price
 
 MINI = Lane("acme", "api.openai.com", "gpt-4o-mini")
 
@@ -224,7 +227,10 @@ class TestWrongFiles:
                 "lanes:\n- {model: m, rpm: 1}\n- {rpm: 2}\n- {workspace: '*', model: m}\n",
                 "4: 'lanes[2]' is for the same lanes",
             ),
-            ("- rpm: 3\n", "1: a lanes file is a mapping, `key: value` lines; begin with `lanes:` or `workspaces:`"),
+            (
+                "- rpm: 3\n",
+                "1: a lanes file is a mapping, `key: value` lines; begin with `lanes:`, `prices:` or `workspaces:`",
+            ),
             ("lanes: [}\n", "1: not valid YAML"),
         ],
     )
@@ -236,8 +242,79 @@ class TestWrongFiles:
         assert len(told.splitlines()) == 1
 
     def test_an_empty_one_is_refused(self, refusal: Callable[[str], str]) -> None:
-        assert refusal("# nothing yet\n").endswith("is empty; write `lanes:` or `workspaces:`, or remove the file")
+        assert refusal("# nothing yet\n").endswith(
+            "is empty; write `lanes:`, `prices:` or `workspaces:`, or remove the file"
+        )
 
     def test_every_problem_has_its_line(self, refusal: Callable[[str], str]) -> None:
         told = refusal("lanes:\n- {rpm: 0, tpm: 0}\n- {shape: round}\nworkspaces:\n  acme: {weight: 0}\n")
         assert [line.partition(":")[0] for line in told.splitlines()] == ["2", "2", "3", "5"]
+
+
+class TestPrices:
+    def test_the_most_specific_entry_holds_and_a_lane_without_one_has_no_price(self, load: Load) -> None:
+        config = load("""\
+            prices:
+              - {provider: api.openai.com, prompt: 2, completion: 8.5}
+              - {provider: api.openai.com, model: "gpt-4o*", prompt: 0.15, completion: 0.60}
+        """)
+        assert config.price_of(MINI) == Price(prompt_nano=150_000_000, completion_nano=600_000_000)
+        assert config.price_of(Lane("acme", "api.openai.com", "o3")) == Price(2 * NANOS, 8_500_000_000)
+        assert config.price_of(Lane("acme", "127.0.0.1", "gpt-4o")) is None
+
+    def test_a_workspace_may_have_a_cap_for_each_day_month_or_at_all(self, load: Load) -> None:
+        config = load("""\
+            workspaces:
+              acme: {weight: 3, spend_cap: 50}
+              beta: {spend_cap: 0.5, spend_cap_period: day}
+              gamma: {spend_cap: 9, spend_cap_period: total}
+        """)
+        late = datetime(2026, 11, 30, 23, 59, tzinfo=UTC)
+        caps = {name: config.cap_of(name) for name in ("acme", "beta", "gamma", "others")}
+        assert {name: (cap.nano, cap.period_at(late)) for name, cap in caps.items()} == {
+            "acme": (50 * NANOS, "2026-11"),
+            "beta": (NANOS // 2, "2026-11-30"),
+            "gamma": (9 * NANOS, "total"),
+            "others": (None, "2026-11"),
+        }
+
+    @pytest.mark.parametrize(
+        ("text", "told"),
+        [
+            (
+                "prices:\n  - {model: m, prompt: 1}\n",
+                (
+                    "2: 'prices[0]' has no 'completion'; write 'completion:' and what a million tokens cost; "
+                    "0 if they cost nothing"
+                ),
+            ),
+            (
+                "prices:\n  - {model: m, prompt: -1, completion: 1}\n",
+                (
+                    "2: 'prices[0].prompt' should be greater than or equal to 0, not -1; "
+                    "set 'prices[0].prompt' to such a value"
+                ),
+            ),
+            (
+                "prices:\n  - {model: m, prompt: 1, completion: free}\n",
+                "2: 'prices[0].completion' must be a number, not 'free'; write a number, without quotes or units",
+            ),
+            (
+                "prices:\n  - {model: m, promt: 1, prompt: 1, completion: 1}\n",
+                "2: unknown key 'prices[0].promt'; did you mean 'prompt'?",
+            ),
+            (
+                "prices:\n  - {model: m, prompt: 1, completion: 1}\n  - {model: m, prompt: 2, completion: 1}\n",
+                "3: 'prices[1]' is for the same lanes as the entry in line 2; keep one of the two",
+            ),
+            (
+                "workspaces:\n  acme: {spend_cap: 5, spend_cap_period: week}\n",
+                (
+                    "2: 'workspaces.acme.spend_cap_period' should be 'day', 'month' or 'total', not 'week'; "
+                    "set 'workspaces.acme.spend_cap_period' to such a value"
+                ),
+            ),
+        ],
+    )
+    def test_a_wrong_value_is_refused_by_line(self, refusal: Callable[[str], str], text: str, told: str) -> None:
+        assert refusal(text) == told

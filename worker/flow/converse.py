@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from schemas.assistant import ProviderKind
-from schemas.chat import Message, Usage
+from schemas.chat import Message
 from schemas.lane import Lane
 from schemas.outcome import Code, Failed, Outcome, Snoozed
 from worker.clock import Clock
-from worker.events import Events, LimiterWaited, ProviderCalled, ToolCalled
-from worker.flow.decide import decide_called_off, decide_error, decide_refusal, decide_tools
+from worker.events import Events, ToolCalled
+from worker.flow.call import SHUTTING_DOWN, Calls, Journaled
+from worker.flow.decide import decide_called_off, decide_error, decide_tools
 from worker.flow.moves import Ask, Rules, RunTools, next_move
 from worker.flow.prepare import Prepared
 from worker.flow.request import estimate_key, request_of
-from worker.flow.turn import await_turn
-from worker.limits.base import Granted, Limiter, Stopped
-from worker.limits.learned import EstimateKey, Estimates
-from worker.providers.base import ChatRequest, Provider, StructuredOutput
-from worker.providers.errors import ProviderError, StructuredOutputUnsupported, Unreachable
+from worker.limits.base import Limiter
+from worker.limits.learned import Estimates
+from worker.providers.base import Provider, StructuredOutput
+from worker.providers.errors import StructuredOutputUnsupported
 from worker.queue.queue import CalledOff, Claimed, JobQueue
 from worker.queue.steps import AnyStep, ReplyStep, ToolStep
+from worker.spend.spending import Spending
 from worker.tools.base import ToolAnswer, Toolbox, Tools, ToolsUnavailable
 
-# A wait that is shorter is not worth telling about.
-_TELL_WAITS_FROM_S = 0.001
 _LET_OUT_TOO_EARLY = Snoozed(delay_s=0, code=Code.LIMITER_WAIT, reason="the job's lane is paused or has no room now")
-_SHUTTING_DOWN = Snoozed(delay_s=0, code=Code.SHUTTING_DOWN, reason="the worker shuts down")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +35,6 @@ class Conversed:
 
     outcome: Outcome
     steps: tuple[AnyStep, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Journaled:
-    """Steps that stand in the journal; `called_off` says why the job is to end, if it was called off meanwhile."""
-
-    steps: tuple[AnyStep, ...]
-    called_off: CalledOff | None
 
 
 class Conversation:
@@ -59,6 +48,7 @@ class Conversation:
         toolbox: Toolbox,
         limiter: Limiter,
         estimates: Estimates,
+        spending: Spending,
         queue: JobQueue,
         clock: Clock,
         events: Events,
@@ -71,8 +61,14 @@ class Conversation:
         self._providers = providers
         self._schema_tools = schema_tools
         self._toolbox = toolbox
-        self._limiter = limiter
-        self._estimates = estimates
+        self._calls = Calls(
+            limiter=limiter,
+            estimates=estimates,
+            spending=spending,
+            queue=queue,
+            events=events,
+            max_attempts=max_attempts,
+        )
         self._queue = queue
         self._clock = clock
         self._events = events
@@ -97,24 +93,28 @@ class Conversation:
         config = prepared.config
         rules = Rules(output=prepared.output, max_steps=prepared.max_steps, max_repairs=config.max_repairs)
         lane = Lane(workspace=claimed.record.job.workspace, provider=provider.name, model=prepared.model)
-        if not await self._queue.meets(claimed, lane):
-            return Conversed(outcome=_LET_OUT_TOO_EARLY, steps=claimed.journal)
         steps = claimed.journal
+        move = next_move(steps, rules, tools)
+        if isinstance(move, Ask | RunTools):
+            if claimed.called_off is not None:
+                return Conversed(outcome=decide_called_off(claimed.called_off), steps=steps)
+            if not await self._queue.meets(claimed, lane):
+                return Conversed(outcome=_LET_OUT_TOO_EARLY, steps=steps)
         while True:
-            move = next_move(steps, rules, tools)
             match move:
                 case Ask():
                     made = await self._buy(claimed, prepared, move, steps, provider=provider, tools=tools, lane=lane)
-                    if not isinstance(made, _Journaled):
+                    if not isinstance(made, Journaled):
                         return Conversed(outcome=made, steps=steps)
                 case RunTools():
                     if self._clock.stopping:
-                        return Conversed(outcome=_SHUTTING_DOWN, steps=steps)
+                        return Conversed(outcome=SHUTTING_DOWN, steps=steps)
                     made = await self._run_tools(claimed, move, tools, first=len(steps))
                 case _:
                     return Conversed(outcome=move, steps=steps)
             steps += made.steps
-            if made.called_off is not None and isinstance(next_move(steps, rules, tools), Ask | RunTools):
+            move = next_move(steps, rules, tools)
+            if made.called_off is not None and isinstance(move, Ask | RunTools):
                 return Conversed(outcome=decide_called_off(made.called_off), steps=steps)
 
     async def _buy(
@@ -127,7 +127,7 @@ class Conversation:
         provider: Provider,
         tools: Tools,
         lane: Lane,
-    ) -> _Journaled | Outcome:
+    ) -> Journaled | Outcome:
         """Buy one completion; a provider without native structured output is asked once more, by instruction."""
         key = estimate_key(claimed.record, prepared)
         refs = [step.thread_ref for step in steps if isinstance(step, ReplyStep) and step.thread_ref]
@@ -142,7 +142,7 @@ class Conversation:
                 step_id=f"{claimed.id}.{len(steps)}",
                 thread_ref=refs[-1] if refs else prepared.thread_ref,
             )
-            bought = await self._call(
+            bought = await self._calls.make(
                 claimed, request, index=len(steps), kind=prepared.provider, provider=provider, lane=lane, key=key
             )
             if not isinstance(bought, StructuredOutputUnsupported):
@@ -157,67 +157,7 @@ class Conversation:
             return "instructed" if lane in self._instructed else "native"
         return wanted
 
-    async def _call(
-        self,
-        claimed: Claimed,
-        request: ChatRequest,
-        *,
-        index: int,
-        kind: ProviderKind,
-        provider: Provider,
-        lane: Lane,
-        key: EstimateKey,
-    ) -> _Journaled | Outcome | StructuredOutputUnsupported:
-        expected = self._estimates.expect(request, key)
-        tokens = expected.total
-        answer = await await_turn(self._limiter, self._queue, claimed, lane=lane, tokens=tokens)
-        if isinstance(answer, CalledOff):
-            return decide_called_off(answer)
-        if isinstance(answer, Stopped):
-            return _SHUTTING_DOWN
-        if not isinstance(answer, Granted):
-            return decide_refusal(answer, tokens=tokens)
-        if answer.waited_s >= _TELL_WAITS_FROM_S:
-            self._events.emit(LimiterWaited(claimed.id, claimed.batch_id, lane, answer.waited_s))
-        began_s = time.monotonic()
-        try:
-            reply = await provider.complete(request)
-        except ProviderError as error:
-            self._tell(claimed, lane, began_s, outcome=type(error).__name__, status=error.http_status, usage=Usage())
-            return await self._met(error, claimed, lane, answer)
-        except BaseException:
-            # The job was lost, or we trip over a bug: the call's fate is unknown.
-            await self._limiter.settle(lane, answer, used_tokens=tokens, fault_over=False)
-            raise
-        step = ReplyStep(
-            provider=kind,
-            content=reply.content,
-            finish_reason=reply.finish_reason,
-            refusal=reply.refusal,
-            model=reply.model or request.model,
-            # Only the limiter guesses what a provider that counts nothing used.
-            usage=reply.usage or Usage(),
-            tool_calls=reply.tool_calls,
-            alternatives=reply.alternatives,
-            thread_ref=reply.thread_ref,
-            exchanged=reply.exchanged,
-            output=reply.output,
-            retrieved=reply.retrieved,
-        )
-        grant = replace(answer, late_s=answer.late_s + reply.sent_after_s)
-        try:
-            # Before anything else: from here on the reply is ours, whatever becomes of this worker.
-            called_off = await self._queue.append(claimed, step, index=index)
-            self._estimates.learn(key, expected, reply.usage)
-        finally:
-            # What it used is used, whoever the job belongs to by now.
-            await self._limiter.settle(lane, grant, used_tokens=step.usage.total_tokens or tokens)
-        if reply.told is not None:
-            await self._limiter.believe(lane, reply.told)
-        self._tell(claimed, lane, began_s, outcome="ok", status=200, usage=step.usage)
-        return _Journaled((step,), called_off=called_off)
-
-    async def _run_tools(self, claimed: Claimed, move: RunTools, tools: Tools, *, first: int) -> _Journaled:
+    async def _run_tools(self, claimed: Claimed, move: RunTools, tools: Tools, *, first: int) -> Journaled:
         """Run the calls; each answer is journaled as it comes, from the `first`-th step on, and then final."""
         positions = tuple(move.calls)
         steps: list[AnyStep] = []
@@ -244,58 +184,7 @@ class Conversation:
         # The reply's place tells rounds apart, so that a call which comes again has the same key.
         keys = [f"{claimed.id}.{move.reply}.{position}" for position in positions]
         await tools.run(tuple(move.calls.values()), keys=keys, answered=keep)
-        return _Journaled(tuple(steps), called_off=called_off)
-
-    async def _met(
-        self, error: ProviderError, claimed: Claimed, lane: Lane, grant: Granted
-    ) -> Outcome | StructuredOutputUnsupported:
-        outcome = decide_error(error, attempt=claimed.attempts + 1, max_attempts=self._max_attempts)
-        if claimed.record.job.do_not_record and isinstance(outcome, Snoozed):
-            # The reason ends in the log and with the lane, and providers quote what they were sent.
-            outcome = replace(outcome, reason=_reason_without_content(error))
-        wall = isinstance(outcome, Snoozed) and outcome.fault
-        if error.certainly_not_sent:
-            await self._limiter.cancel(lane, grant)
-        elif error.certainly_not_charged:
-            # Providers count refused requests too. One that judged the request itself is no wall (any more).
-            await self._limiter.settle(lane, grant, used_tokens=0, fault_over=not wall)
-        else:
-            # Nobody knows what it used; it is over all the same.
-            await self._limiter.settle(lane, grant, used_tokens=grant.tokens, fault_over=False)
-        if error.told is not None:
-            await self._limiter.believe(lane, error.told)
-        if isinstance(error, StructuredOutputUnsupported):
-            return error
-        if isinstance(outcome, Snoozed):
-            if outcome.hold_lane:
-                # The wall is the lane's: one cool-down for all its lines and workers.
-                await self._limiter.cool_down(lane, delay_s=outcome.delay_s)
-            if wall:
-                await self._limiter.fault(lane, code=outcome.code, reason=outcome.reason)
-        return outcome
-
-    def _tell(
-        self, claimed: Claimed, lane: Lane, began_s: float, *, outcome: str, status: int | None, usage: Usage
-    ) -> None:
-        self._events.emit(
-            ProviderCalled(
-                job_id=claimed.id,
-                batch_id=claimed.batch_id,
-                lane=lane,
-                outcome=outcome,
-                http_status=status,
-                duration_s=time.monotonic() - began_s,
-                prompt_tokens=usage.prompt_tokens,
-                completion_tokens=usage.completion_tokens,
-            )
-        )
-
-
-def _reason_without_content(error: ProviderError) -> str:
-    if isinstance(error, Unreachable):
-        return str(error)  # nobody has answered, so nobody is quoted
-    said = "" if error.http_status is None else f" (HTTP {error.http_status})"
-    return f"{type(error).__name__}{said}; the words are not recorded"
+        return Journaled(tuple(steps), called_off=called_off)
 
 
 def _no_provider(kind: ProviderKind) -> Failed:

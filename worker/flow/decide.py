@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
+from schemas.money import amount
 from schemas.outcome import Cancelled, Code, Expired, Failed, Final, Outcome, OverBudget, Snoozed
 from worker.limits.base import Later, TooLarge
 from worker.providers.errors import (
@@ -22,6 +23,7 @@ from worker.providers.errors import (
     Unreachable,
 )
 from worker.queue.queue import CalledOff
+from worker.spend.spending import Held, NoPrice, Over
 from worker.tools.base import ToolsUnavailable
 
 BACKOFF_BASE_S = 0.5
@@ -34,6 +36,9 @@ RATE_LIMITED_RETRY_S = 5.0
 JITTER_S = 1.0
 # A provider that asks for a longer wait is a wall that a person should hear of: a quota of a day, say.
 LONG_WAIT_S = 120.0
+
+# A workspace whose calls in flight hold the rest of its cap is looked at again after this long.
+BUDGET_RETRY_S = 1.0
 
 Random = Callable[[float, float], float]
 
@@ -60,6 +65,35 @@ def decide_refusal(answer: Later | TooLarge, *, tokens: int) -> Outcome:
             )
         case Later(wait_s=wait_s):
             return Snoozed(delay_s=wait_s, code=Code.LIMITER_WAIT, reason="the lane's limit is used up", hold_lane=True)
+
+
+def decide_budget(against: NoPrice | Held | Over) -> Outcome:
+    """Judge what stands against a reservation under a cap."""
+    match against:
+        case NoPrice(lane=lane):
+            return Failed(
+                code=Code.NO_PRICE,
+                error=f"there is a spend cap and no price for model {lane.model} at {lane.provider}; "
+                "set one under `prices` in the lanes file",
+            )
+        case Held(scope="batch"):
+            # Its lines wait until one of its calls has ended, and the job in them.
+            return Snoozed(
+                delay_s=0, code=Code.BUDGET_WAIT, reason="calls in flight hold what is left of the batch's cap"
+            )
+        case Held():
+            return Snoozed(
+                delay_s=BUDGET_RETRY_S,
+                code=Code.BUDGET_WAIT,
+                reason="calls in flight hold what is left of the workspace's cap",
+                hold_lane=True,
+            )
+        case Over(scope=scope, most_nano=most, spent_nano=spent, cap_nano=cap):
+            return OverBudget(
+                code=Code.BATCH_BUDGET if scope == "batch" else Code.WORKSPACE_BUDGET,
+                error=f"the {scope} has spent {amount(spent)} of its cap of {amount(cap)}, "
+                f"and this call may cost {amount(most)}",
+            )
 
 
 def decide_error(error: ProviderError, *, attempt: int, max_attempts: int, uniform: Random = random.uniform) -> Outcome:

@@ -18,10 +18,11 @@ from worker.flow.decide import decide_called_off, decide_crash
 from worker.flow.prepare import Prepared, prepare
 from worker.flow.settle import result_of, settlement_of
 from worker.queue.leases import Leases
-from worker.queue.queue import Claimed, Hint, JobQueue, StaleJobError
+from worker.queue.queue import CalledOff, Claimed, Hint, JobQueue, StaleJobError
 from worker.queue.steps import ResultStep
 from worker.store.base import Settlement, Store, StoreAway
 
+# How a job ends that waited while the cap of its batch was used up. One that has a reply may have its answer.
 # How long a finished outcome waits in Redis before SQL is tried again.
 STORE_RETRY_S = 5.0
 # How long a job waits whose end the database refuses.
@@ -127,7 +128,9 @@ class Flow:
         kept = next((step.result for step in claimed.journal if isinstance(step, ResultStep)), None)
         if kept is not None:
             return settlement_of(claimed, kept, steps=claimed.journal)
-        if claimed.called_off is not None:
+        # One that has bought something already may need no more.
+        goes_on = claimed.called_off is CalledOff.OVER_BUDGET and claimed.journal
+        if claimed.called_off is not None and not goes_on:
             return self._ended(claimed, decide_called_off(claimed.called_off))
         try:
             context = await self._store.context(claimed.record)
@@ -175,6 +178,7 @@ class Flow:
                 requests=result.requests,
                 prompt_tokens=result.prompt_tokens,
                 completion_tokens=result.completion_tokens,
+                cost_nano=result.cost_nano,
                 attempts=result.attempts,
             )
         )

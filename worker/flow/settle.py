@@ -45,6 +45,7 @@ def result_of(
         requests=len(bought),
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
+        cost_nano=sum(reply.cost_nano for reply in bought),
         attempts=claimed.attempts + tried,
         choices=(last.content, *last.alternatives) if last and last.alternatives else (),
         retrieved=last.retrieved if last else (),

@@ -75,6 +75,12 @@ class Expected:
         """Return what is to be reserved."""
         return self.prompt + self.completion
 
+    def at_most(self, *, max_tokens: int | None) -> Usage:
+        """Return what it is not to exceed: a completion `max_tokens`, or what is expected where nothing bounds it."""
+        prompt = max(self.prompt, math.ceil(self.counted * MARGIN + MARGIN_TOKENS))
+        completion = self.completion if max_tokens is None else max_tokens * self.choices
+        return Usage(prompt_tokens=prompt, completion_tokens=completion)
+
 
 @dataclass(slots=True)
 class _Seen:

@@ -18,12 +18,16 @@
 
 `worker/flow/decide.py` alone says which of them are tried again. `certainly_not_charged`
 tells whether the tokens that were reserved may be given back, `certainly_not_sent` whether
-the request may be too. Which answer becomes which error: http_errors.py.
+the request may be too, `certainly_not_billed` whether the money may. Which answer becomes which
+error: http_errors.py.
 """
 
 from __future__ import annotations
 
 from schemas.quota_told import QuotaTold
+
+# Somebody between us and the provider gave up waiting for it: it may have answered, and billed, all the same.
+_GAVE_UP = frozenset({408, 499, 502, 504, *range(520, 528)})
 
 
 class ProviderError(Exception):
@@ -43,6 +47,12 @@ class ProviderError(Exception):
         self.thread_ref: str | None = None
         self.told: QuotaTold | None = None
         super().__init__(message)
+
+    @property
+    def certainly_not_billed(self) -> bool:
+        """Return whether it cost nothing: providers bill completions, not their own refusals and faults."""
+        answered = self.http_status is not None and self.http_status >= 400 and self.http_status not in _GAVE_UP
+        return self.certainly_not_charged or answered
 
 
 class Unreachable(ProviderError):  # noqa: N818 - the names say what happened

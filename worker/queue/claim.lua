@@ -5,7 +5,7 @@
 -- ARGV[1] id, ARGV[2] the hint's epoch, ARGV[3] lease in ms, ARGV[4] the claim's own token
 --
 -- Returns record, attempts, enqueued_ms, now_ms, the lane under whose name it was let out or '', why it is called
--- off or '', then the journal; or nil when the hint is stale: the job ended, was released
+-- off or '', '1' if its batch has a cap or '', then the journal; or nil when the hint is stale: the job ended, was released
 -- again, or another worker has it. A job whose batch or lane was paused meanwhile goes back to its
 -- line. The token lets a claim whose reply was lost be sent again.
 
@@ -32,7 +32,8 @@ local lane = lane_of(route)
 if not redis.call('ZSCORE', 'aq:entering:' .. lane, ARGV[1]) or string.sub(lane, 1, 1) == '?' then
   lane = ''
 end
-local reply = { job[4], job[5] or '0', job[6], tostring(now_ms), lane, called_off or '' }
+local capped = batch and redis.call('HEXISTS', 'aq:batch:' .. batch, 'spend_cap_nano') == 1
+local reply = { job[4], job[5] or '0', job[6], tostring(now_ms), lane, called_off or '', capped and '1' or '' }
 for _, step in ipairs(redis.call('LRANGE', KEYS[2], 0, -1)) do
   reply[#reply + 1] = step
 end

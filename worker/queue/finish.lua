@@ -1,9 +1,10 @@
 -- End a job, once: count it in its batch, free its thread, keep its result, tell who waits.
 --
 -- prelude: schemas/lines.lua
+-- prelude: worker/spend/reservation.lua
 -- KEYS[1] aq:job:<id>  KEYS[2] aq:journal:<id>  KEYS[3] aq:result:<id>
 -- ARGV[1] id, ARGV[2] epoch, ARGV[3] final status, ARGV[4] result (JSON), ARGV[5] seconds to keep it,
--- ARGV[6] requests, ARGV[7] prompt tokens, ARGV[8] completion tokens
+-- ARGV[6] requests, ARGV[7] prompt tokens, ARGV[8] completion tokens, ARGV[9] what they cost in nanos
 --
 -- Also aq:batch:<batch>, aq:blocked:<batch>, aq:ending, aq:thread:<workspace>:<thread>, and those of the lines.
 -- Returns 1 when it ended here or had ended before, 0 when the job is somebody else's.
@@ -18,6 +19,7 @@ if job[1] ~= 'running' or job[2] ~= ARGV[2] then
   return 0
 end
 redis.call('SET', KEYS[3], ARGV[4], 'EX', ARGV[5])
+end_reservation(ARGV[1])
 redis.call('DEL', KEYS[1], KEYS[2])
 local lane = lane_of(job[5])
 if redis.call('ZREM', 'aq:entering:' .. lane, ARGV[1]) == 1 then
@@ -43,7 +45,7 @@ end
 if job[3] then
   local batch = 'aq:batch:' .. job[3]
   redis.call('HINCRBY', batch, ARGV[3], 1)
-  for i, count in ipairs({ 'requests', 'prompt_tokens', 'completion_tokens' }) do
+  for i, count in ipairs({ 'requests', 'prompt_tokens', 'completion_tokens', 'cost_nano' }) do
     if ARGV[5 + i] ~= '0' then
       redis.call('HINCRBY', batch, count, ARGV[5 + i])
     end

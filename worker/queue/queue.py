@@ -23,7 +23,7 @@ from schemas.lane import Lane
 from schemas.result import JobResult
 from schemas.scripts import read_script
 from worker.errors import redis_away
-from worker.queue.steps import AnyStep, parse_step
+from worker.queue.steps import AnyStep, ReplyStep, parse_step
 from worker.queue.unreadable import unreadable
 
 # A worker that stops renewing loses its jobs after this long.
@@ -69,7 +69,7 @@ class Claimed:
     """A job that is ours until its lease ends.
 
     `lane_key` is the lane whose room it was given, if that was known; `called_off` says that it is to end
-    without another call, and why.
+    without another call, and why. `capped` says that its batch has a cap.
     """
 
     record: JobRecord
@@ -80,6 +80,7 @@ class Claimed:
     journal: tuple[AnyStep, ...]
     lane_key: str | None = None
     called_off: CalledOff | None = None
+    capped: bool = False
 
     @property
     def hint(self) -> Hint:
@@ -141,7 +142,7 @@ class JobQueue:
         )
         if reply is None:
             return None
-        raw, attempts, enqueued_ms, now_ms, lane_key, called_off, *entries = reply
+        raw, attempts, enqueued_ms, now_ms, lane_key, called_off, capped, *entries = reply
         try:
             record, journal = JobRecord.model_validate_json(raw), tuple(parse_step(entry) for entry in entries)
         except ValidationError as exc:
@@ -156,6 +157,7 @@ class JobQueue:
             journal=journal,
             lane_key=_text(lane_key) or None,
             called_off=_called_off(called_off),
+            capped=bool(capped),
         )
 
     async def meets(self, claimed: Claimed, lane: Lane) -> bool:
@@ -184,13 +186,18 @@ class JobQueue:
         """Return why the job is to end, if it was called off since it was claimed."""
         return _called_off(await self._run("called_off", [], [claimed.id]))
 
-    async def append(self, claimed: Claimed, step: AnyStep, *, index: int | None = None) -> CalledOff | None:
+    async def append(
+        self, claimed: Claimed, step: AnyStep, *, index: int | None = None, account: str = ""
+    ) -> CalledOff | None:
         """Append a finished step to the job's journal, as its `index`-th if that is known; raises StaleJobError.
+
+        What a reply cost becomes spent with it: of the `account` (names.spend), and of what the job holds.
 
         Returns why the job was called off, if it was meanwhile: the step counts, and there should be no other.
         """
         keys = [names.job(claimed.id), names.journal(claimed.id)]
         args = [claimed.epoch, step.model_dump_json(), -1 if index is None else index]
+        args += [claimed.id, step.cost_nano if isinstance(step, ReplyStep) else "", account]
         appended = await self._run("append", keys, args)
         if appended == 0:
             raise StaleJobError(claimed.id, at="journal")
@@ -215,6 +222,7 @@ class JobQueue:
             result.requests,
             result.prompt_tokens,
             result.completion_tokens,
+            result.cost_nano,
         ]
         if not await self._run("finish", keys, args):
             raise StaleJobError(claimed.id, at="finish")

@@ -1,6 +1,7 @@
 -- Put a running job back to wait.
 --
 -- prelude: schemas/lines.lua
+-- prelude: worker/spend/reservation.lua
 -- KEYS[1] aq:job:<id>  KEYS[2] aq:snoozed
 -- ARGV[1] id, ARGV[2] epoch, ARGV[3] wait in ms, ARGV[4] attempts to add (0 or 1),
 -- ARGV[5] '1' to keep the job's whole lane waiting for as long
@@ -24,6 +25,7 @@ local until_ms = time[1] * 1000 + math.floor(time[2] / 1000) + wait_ms
 if ARGV[4] ~= '0' then
   redis.call('HINCRBY', KEYS[1], 'attempts', ARGV[4])
 end
+end_reservation(ARGV[1])
 end_lease(ARGV[1], job[3])
 if ARGV[5] == '1' or wait_ms <= 0 then
   if ARGV[5] == '1' and wait_ms > 0 then

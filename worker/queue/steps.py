@@ -14,7 +14,8 @@ from schemas.result import JobResult
 class ReplyStep(BaseModel):
     """A provider's reply: paid for, and so never asked for again.
 
-    `usage` is the provider's count, nothing where it does not count. The last
+    `usage` is the provider's count, nothing where it does not count; `cost_nano` is what it cost at the
+    prices of that moment (schemas/money.py), or could cost at most where the provider does not count. The last
     four fields are a hosted assistant's, see providers/base.py ChatReply.
     """
 
@@ -27,6 +28,7 @@ class ReplyStep(BaseModel):
     refusal: str | None = None
     model: str
     usage: Usage
+    cost_nano: int = 0
     tool_calls: tuple[ToolCall, ...] = ()
     alternatives: tuple[str, ...] = ()
     thread_ref: str | None = None

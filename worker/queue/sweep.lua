@@ -1,6 +1,7 @@
 -- Return jobs to their lines: those whose lease has ended, and those whose wait is over.
 --
 -- prelude: schemas/lines.lua
+-- prelude: worker/spend/reservation.lua
 -- KEYS[1] aq:leases  KEYS[2] aq:snoozed  KEYS[3] aq:swept, when the last sweep was
 -- ARGV[1] most jobs of each kind to move now, ARGV[2] lease in ms
 --
@@ -42,6 +43,7 @@ for i = #recovered, 1, -1 do -- each goes to the head of its line, so the first 
   local job = 'aq:job:' .. recovered[i]
   if redis.call('EXISTS', job) == 1 then
     redis.call('HINCRBY', job, 'epoch', 1)
+    end_reservation(recovered[i])
     rejoin_line(recovered[i])
   else
     redis.call('ZREM', KEYS[1], recovered[i])
