@@ -159,13 +159,14 @@ local function drain_line(line)
   unregister_line(line)
 end
 
+-- Whether the batch's cap was found used up: its jobs that wait end. Those that run ask the ledger themselves.
 local function is_over_budget(batch)
   return batch and redis.call('HEXISTS', 'aq:batch:' .. batch, 'over_budget_ms') == 1
 end
 
 -- Whether a job is to end without another call: itself, its batch, or what was in its lane then.
 local function is_cancelled(marked, batch, route, enqueued_ms)
-  if marked or (batch and redis.call('HEXISTS', 'aq:batch:' .. batch, 'cancelled_ms') == 1) or is_over_budget(batch) then
+  if marked or (batch and redis.call('HEXISTS', 'aq:batch:' .. batch, 'cancelled_ms') == 1) then
     return true
   end
   local off_ms = redis.call('GET', 'aq:off:' .. route)
@@ -203,7 +204,7 @@ local function rejoin_line(id)
   end
   end_lease(id, job[3])
   redis.call('HSET', 'aq:job:' .. id, 'state', 'waiting')
-  if is_cancelled(job[4], job[2], job[3], job[5]) then
+  if is_cancelled(job[4], job[2], job[3], job[5]) or is_over_budget(job[2]) then
     redis.call('RPUSH', 'aq:drain:' .. BACK, id)
     redis.call('SADD', 'aq:draining', BACK)
   else

@@ -12,7 +12,7 @@ from schemas.outcome import Cancelled, Code, Failed, Outcome, Snoozed
 from worker.clock import Clock
 from worker.events import Events, ToolCalled
 from worker.flow.call import SHUTTING_DOWN, Calls, Journaled
-from worker.flow.decide import decide_error, decide_tools
+from worker.flow.decide import CAP_SPENT, decide_error, decide_tools
 from worker.flow.moves import Ask, Rules, RunTools, next_move
 from worker.flow.prepare import Prepared
 from worker.flow.request import estimate_key, request_of
@@ -92,11 +92,14 @@ class Conversation:
         config = prepared.config
         rules = Rules(output=prepared.output, max_steps=prepared.max_steps, max_repairs=config.max_repairs)
         lane = Lane(workspace=claimed.record.job.workspace, provider=provider.name, model=prepared.model)
-        if not await self._queue.meets(claimed, lane):
+        if not claimed.over_budget and not await self._queue.meets(claimed, lane):
             return Conversed(outcome=_LET_OUT_TOO_EARLY, steps=claimed.journal)
         steps = claimed.journal
         while True:
             move = next_move(steps, rules, tools)
+            if claimed.over_budget and isinstance(move, Ask | RunTools):
+                # It came past the limits: what it has bought may be its answer, but it buys nothing more.
+                return Conversed(outcome=CAP_SPENT, steps=steps)
             step: AnyStep
             match move:
                 case Ask():

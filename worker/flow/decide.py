@@ -36,6 +36,8 @@ JITTER_S = 1.0
 # A provider that asks for a longer wait is a wall that a person should hear of: a quota of a day, say.
 LONG_WAIT_S = 120.0
 
+# How a job ends that waited while the cap of its batch was used up.
+CAP_SPENT = OverBudget(code=Code.BATCH_BUDGET, error="the batch's spend cap was used up before the job's turn")
 # A workspace whose calls in flight hold the rest of its cap is looked at again after this long.
 BUDGET_RETRY_S = 1.0
 

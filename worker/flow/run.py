@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import time
 
-from schemas.outcome import Cancelled, Code, Final, OverBudget, Snoozed
+from schemas.outcome import Cancelled, Code, Final, Snoozed
 from schemas.result import JobResult
 from worker.clock import Clock
 from worker.errors import RedisAway
 from worker.events import Events, JobCrashed, JobEnded, JobSnoozed, JobStarted, ServiceFault, StaleWorkRefused
 from worker.flow.converse import Conversation
-from worker.flow.decide import decide_crash
+from worker.flow.decide import CAP_SPENT, decide_crash
 from worker.flow.prepare import Prepared, prepare
 from worker.flow.settle import result_of, settlement_of
 from worker.queue.leases import Leases
@@ -22,8 +22,6 @@ from worker.queue.queue import Claimed, Hint, JobQueue, StaleJobError
 from worker.queue.steps import ResultStep
 from worker.store.base import Settlement, Store, StoreAway
 
-# How a job ends that waited while the cap of its batch was used up. One that has a reply may have its answer.
-OVER_BUDGET = OverBudget(code=Code.BATCH_BUDGET, error="the batch's spend cap was used up before the job's turn")
 # How long a finished outcome waits in Redis before SQL is tried again.
 STORE_RETRY_S = 5.0
 # How long a job waits whose end the database refuses.
@@ -132,7 +130,7 @@ class Flow:
         if claimed.cancelled:
             return self._ended(claimed, Cancelled())
         if claimed.over_budget and not claimed.journal:
-            return self._ended(claimed, OVER_BUDGET)
+            return self._ended(claimed, CAP_SPENT)
         try:
             context = await self._store.context(claimed.record)
         except StoreAway as away:

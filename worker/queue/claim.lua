@@ -17,7 +17,8 @@ if job[2] ~= ARGV[2] or (job[1] ~= 'released' and not mine) then
 end
 local batch, route = job[7], job[8]
 local cancelled = is_cancelled(job[9], batch, route, job[6])
-if not mine and not cancelled and is_paused(batch, route) then
+local called_off = cancelled and 'cancelled' or is_over_budget(batch) and 'over_budget' or ''
+if not mine and called_off == '' and is_paused(batch, route) then
   rejoin_line(ARGV[1])
   return nil
 end
@@ -32,11 +33,7 @@ local lane = lane_of(route)
 if not redis.call('ZSCORE', 'aq:entering:' .. lane, ARGV[1]) or string.sub(lane, 1, 1) == '?' then
   lane = ''
 end
-local reply = { job[4], job[5] or '0', job[6], tostring(now_ms), lane, '', '' }
-if cancelled then
-  local by_hand = batch and redis.call('HEXISTS', 'aq:batch:' .. batch, 'cancelled_ms') == 1
-  reply[6] = not by_hand and is_over_budget(batch) and 'over_budget' or 'cancelled'
-end
+local reply = { job[4], job[5] or '0', job[6], tostring(now_ms), lane, called_off, '' }
 if batch and redis.call('HEXISTS', 'aq:batch:' .. batch, 'spend_cap_nano') == 1 then
   reply[7] = '1'
 end

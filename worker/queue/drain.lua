@@ -1,4 +1,4 @@
--- Release waiting jobs that were cancelled, to end without a call.
+-- Release waiting jobs that were cancelled, or whose batch has spent its cap, to end without a call.
 --
 -- prelude: schemas/lines.lua
 -- ARGV[1] most jobs to release, ARGV[2] ms within which each must be claimed
@@ -18,11 +18,14 @@ while room > 0 do
   local ids = redis.call('LPOP', 'aq:drain:' .. name, room) or {}
   for _, id in ipairs(ids) do
     local job = 'aq:job:' .. id
-    local known = redis.call('HMGET', job, 'state', 'route')
+    local known = redis.call('HMGET', job, 'state', 'route', 'batch')
     if known[1] == 'waiting' then
       released[#released + 1] = id
       released[#released + 1] = redis.call('HINCRBY', job, 'epoch', 1)
-      redis.call('HSET', job, 'state', 'released', 'cancelled', 1)
+      redis.call('HSET', job, 'state', 'released')
+      if not is_over_budget(known[3]) then
+        redis.call('HSET', job, 'cancelled', 1)
+      end
       lease(id, known[2], until_ms)
       redis.call('ZADD', 'aq:drained', until_ms, id)
     end
