@@ -1030,6 +1030,23 @@ class TestSpending:
         assert result.status is Status.SUCCEEDED
         assert result.cost_nano == told.spent_nano == worker.estimate_nano()
 
+    @pytest.mark.parametrize(("content", "ends_as"), [("positive", Status.SUCCEEDED), ("no label", Status.OVER_BUDGET)])
+    async def test_a_job_of_a_spent_batch_ends_by_what_it_has_bought_and_buys_nothing_more(
+        self, worker: Worker, producer: Producer, loopback_provider: LoopbackProvider, content: str, ends_as: Status
+    ) -> None:
+        producer.enqueue_many([a_job("j")], batch_id="b")
+        (hint,) = await released(worker.queue)
+        claimed = await worker.queue.claim(hint)
+        assert claimed is not None
+        bought = ReplyStep(content=content, finish_reason="stop", model="m1", usage=Usage(prompt_tokens=9), cost_nano=9)
+        await worker.queue.append(claimed, bought, index=0, account=names.spend(WORKSPACE, "total"))
+        await worker.redis.hset(names.batch("b"), "over_budget_ms", "1")
+        await worker.lose_leases()
+        await worker.finish_some()
+        result = ended(producer)
+        assert (result.status, result.requests, result.cost_nano) == (ends_as, 1, 9)
+        assert loopback_provider.count == 0
+
     async def test_a_cap_that_cannot_hold_for_want_of_a_price_fails_the_job_before_any_call(
         self, worker: Worker, producer: Producer, loopback_provider: LoopbackProvider
     ) -> None:

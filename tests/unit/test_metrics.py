@@ -57,7 +57,7 @@ LANE = Lane("demo", "openai", "m1")
 ONE_OF_EACH: tuple[Event, ...] = (
     JobStarted("j", "b", "demo", "demo/p/a", 1, 0.5, 3),
     LimiterWaited("j", "b", LANE, 2.5),
-    ProviderCalled("j", "b", LANE, "ok", 200, 1.5, 70, 8),
+    ProviderCalled("j", "b", LANE, "ok", 200, 1.5, 70, 8, 250_000_000),
     ToolCalled("j", "b", "look", failed=True, duration_s=0.2),
     ToolCrashed("look", RuntimeError("no")),
     JobSnoozed("j", "b", "rate_limited", "429", 3.0),
@@ -70,6 +70,7 @@ ONE_OF_EACH: tuple[Event, ...] = (
     ServiceFault("sql", "away"),
 )
 EXPECTED = {
+    'assistq_cost_total{model="m1",provider="openai"}': 0.25,
     'assistq_jobs_total{status="succeeded",workspace="demo"}': 1,
     'assistq_jobs_snoozed_total{code="rate_limited"}': 1,
     'assistq_job_duration_seconds_sum{status="succeeded"}': 4.5,

@@ -51,7 +51,7 @@ def decide_called_off(called_off: CalledOff) -> Final:
         case CalledOff.EXPIRED:
             return Expired()
         case CalledOff.OVER_BUDGET:
-            return OverBudget(code=Code.BATCH_BUDGET, error="the batch has spent its cap")
+            return OverBudget(code=Code.BATCH_BUDGET, error="the batch's spend cap was used up before the job's turn")
 
 
 def decide_refusal(answer: Later | TooLarge, *, tokens: int) -> Outcome:

@@ -22,7 +22,6 @@ from worker.queue.queue import CalledOff, Claimed, Hint, JobQueue, StaleJobError
 from worker.queue.steps import ResultStep
 from worker.store.base import Settlement, Store, StoreAway
 
-# How a job ends that waited while the cap of its batch was used up. One that has a reply may have its answer.
 # How long a finished outcome waits in Redis before SQL is tried again.
 STORE_RETRY_S = 5.0
 # How long a job waits whose end the database refuses.

@@ -30,7 +30,7 @@ async def await_turn(
         return called_off
     answer = asking.result()
     if isinstance(answer, Granted) and answer.waited_s >= _LOOK_AGAIN_AFTER_S:
-        called_off = await _called_off(queue, claimed)
+        called_off = await queue.called_off(claimed)
         if called_off is not None:
             await limiter.cancel(lane, answer)
             return called_off
@@ -44,15 +44,9 @@ async def _called_off_before_its_turn(
         await asyncio.wait({asking}, timeout=_LOOK_EVERY_S)
         if asking.done():
             return None
-        called_off = await _called_off(queue, claimed)
+        called_off = await queue.called_off(claimed)
         if called_off is not None:
             return called_off
-
-
-async def _called_off(queue: JobQueue, claimed: Claimed) -> CalledOff | None:
-    called_off = await queue.called_off(claimed)
-    # Who waits here holds room under the cap that the others have spent.
-    return None if called_off is CalledOff.OVER_BUDGET else called_off
 
 
 async def _give_up(asking: asyncio.Task[Answer], limiter: Limiter, lane: Lane) -> None:

@@ -184,7 +184,7 @@ class JobQueue:
 
     async def called_off(self, claimed: Claimed) -> CalledOff | None:
         """Return why the job is to end, if it was called off since it was claimed."""
-        return _called_off(await self._run("called_off", [], [claimed.id]))
+        return _called_off_running(await self._run("called_off", [], [claimed.id]))
 
     async def append(
         self, claimed: Claimed, step: AnyStep, *, index: int | None = None, account: str = ""
@@ -201,7 +201,7 @@ class JobQueue:
         appended = await self._run("append", keys, args)
         if appended == 0:
             raise StaleJobError(claimed.id, at="journal")
-        return _called_off(appended)
+        return _called_off_running(appended)
 
     async def snooze(self, claimed: Claimed, *, delay_s: float, burns_attempt: bool, hold_lane: bool) -> None:
         """Put the job back to wait; raises StaleJobError."""
@@ -270,6 +270,12 @@ def _lua_files() -> list[str]:
 
 def _called_off(reason: bytes | str) -> CalledOff | None:
     return CalledOff(_text(reason)) if reason else None
+
+
+def _called_off_running(reason: bytes | str) -> CalledOff | None:
+    """Return why a job that runs is to end; where the cap is spent that is for its next reservation to say."""
+    called_off = _called_off(reason)
+    return None if called_off is CalledOff.OVER_BUDGET else called_off
 
 
 def _text(value: bytes | str) -> str:
