@@ -551,15 +551,15 @@ class TestStopping:
         assert await queue.places() == {}
 
     @pytest.mark.parametrize(
-        ("marks", "ends_as"),
+        ("marks", "ends_as", "batch_ends_as"),
         [
-            ({"cancelled_ms": 5, "expired_ms": 6, "over_budget_ms": 7}, CalledOff.CANCELLED),
-            ({"cancelled_ms": 6, "expired_ms": 5}, CalledOff.EXPIRED),
-            ({"expired_ms": 6, "over_budget_ms": 5}, CalledOff.OVER_BUDGET),
+            ({"cancelled_ms": 5, "expired_ms": 6, "over_budget_ms": 7}, CalledOff.CANCELLED, BatchState.CANCELLED),
+            ({"cancelled_ms": 6, "expired_ms": 5}, CalledOff.EXPIRED, BatchState.EXPIRED),
+            ({"expired_ms": 6, "over_budget_ms": 5}, CalledOff.OVER_BUDGET, BatchState.COMPLETED),
         ],
     )
-    async def test_a_job_ends_by_what_called_its_batch_off_first(
-        self, queue: Queue, marks: dict[str, int], ends_as: CalledOff
+    async def test_a_job_and_its_batch_end_by_what_called_the_batch_off_first(
+        self, queue: Queue, marks: dict[str, int], ends_as: CalledOff, batch_ends_as: BatchState
     ) -> None:
         queue.producer.enqueue_many(of("w/p/a", 2), batch_id="b")
         await queue.has(2)
@@ -570,6 +570,7 @@ class TestStopping:
         assert await queue.jobs.append(ran, reply()) is ends_as
         assert await queue.jobs.called_off(ran) is ends_as
         assert claimed_late.called_off is ends_as
+        assert end_state({mark: str(ms) for mark, ms in marks.items()}) is batch_ends_as
 
     @pytest.mark.parametrize("verb", ["cancel", "expire"])
     async def test_jobs_that_their_thread_blocks_end_at_once_when_their_batch_is_called_off(
