@@ -101,6 +101,20 @@ async def leave_async() -> str:
     sys.exit("bye")
 
 
+class _Uncaught(BaseException):
+    """What `except Exception` lets pass."""
+
+
+def rage() -> str:
+    """Raise what is no Exception."""
+    raise _Uncaught("enough")
+
+
+async def rage_async() -> str:
+    """Raise what is no Exception."""
+    raise _Uncaught("enough")
+
+
 def stop() -> str:
     """Raise what a future does not take."""
     raise StopIteration("enough")
