@@ -7,6 +7,7 @@ ended, and then as long as `handle.result()` may still ask for it.
 from __future__ import annotations
 
 import asyncio
+import re
 
 from pydantic import ValidationError
 from redis.asyncio import Redis
@@ -25,6 +26,8 @@ _MARGIN_S = 12 * 60 * 60
 CONTENT_KEPT_S = int(sum(RETRY_AFTER_S) * (1 + JITTER)) + _MARGIN_S
 # A delivery whose content is not there yet comes back after this long.
 NOT_YET_RETRY_S = 2.0
+# How the words of an HTTP client's error begin, which may quote a broken answer.
+_NAME_OF_ERROR = re.compile(r"[A-Z][A-Za-z]+")
 # Much shorter than a delivery's lease.
 _READ_WITHIN_S = 5.0
 
@@ -86,8 +89,12 @@ def without_words(answer: Answer) -> Answer:
     """Return the answer as it may be recorded: receivers quote what they were sent."""
     if answer.error is None:
         return answer
-    what = answer.error.partition(":")[0] if answer.status is None else f"HTTP {answer.status}"
-    return Answer(status=answer.status, error=f"{what}; the words are not recorded")
+    kind = answer.error.partition(":")[0]
+    if answer.status is not None:
+        kind = f"HTTP {answer.status}"
+    elif not _NAME_OF_ERROR.fullmatch(kind):
+        return answer  # our own words: nobody has answered
+    return Answer(status=answer.status, error=f"{kind}; the words are not recorded")
 
 
 def _is_bare(result: JobResult) -> bool:
