@@ -28,7 +28,7 @@ from producer.records import Records
 from schemas import InvokeJob
 from schemas import names as redis_names
 from schemas.tables import Delivery
-from tests.at_work import AT_HOME, Scene, Works, completion
+from tests.at_work import AT_HOME, ENDS_WITHIN_S, Scene, Works, completion
 from tests.loopback_http import Asked, LoopbackHttp, Told
 from tests.loopback_provider import Reply, Script, answers, hang_until
 from tests.processes import until
@@ -210,13 +210,16 @@ def stand_before_a_wall(works: Works, jobs: Enqueued) -> None:
 
 def kill_between_two_calls(works: Works, jobs: Enqueued) -> None:
     """Kill -9 the worker when a job's tool has answered, whatever else runs, and start it again."""
-    go = threading.Event()
-    killed = jobs.add(
-        "killed",
-        "succeeded",
-        lambda body, _n: hang_until(go, then=GOOD) if has_tool_answer(body) else calls("echo"),
-    )
-    until(lambda: works.redis.llen(redis_names.journal(killed)) == 2, what="its tool has answered")
+    go, answered = threading.Event(), threading.Event()
+
+    def script(body: Any, _n: int) -> Reply:
+        if not has_tool_answer(body):
+            return calls("echo")
+        answered.set()
+        return hang_until(go, then=GOOD)
+
+    jobs.add("killed", "succeeded", script)
+    assert answered.wait(ENDS_WITHIN_S)
     works.kill()
     go.set()
     works.start_again()
