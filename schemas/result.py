@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.chat import ToolCall
 from schemas.outcome import Status
@@ -58,3 +58,9 @@ class JobResult(BaseModel):
         nothing: tuple[Any, ...] = ()
         content = {"output": None, "error": None, "raw_reply": None}
         return self.model_copy(update={**content, "tool_calls": nothing, "choices": nothing, "retrieved": nothing})
+
+
+class KeptResult(JobResult):
+    """What Redis keeps of a job that is not to be recorded until its webhook is delivered: SQL holds no content."""
+
+    metadata: dict[str, Any] = Field(default_factory=dict)

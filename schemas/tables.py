@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Column, DateTime, Index, Text, TypeDecorator, UniqueConstraint
+from sqlalchemy import JSON, BigInteger, Column, DateTime, Index, Text, TypeDecorator, UniqueConstraint, false
 from sqlmodel import Field, SQLModel
 
 from schemas.outcome import Status
@@ -42,7 +42,7 @@ class StoredText(TypeDecorator[str]):
 
     def process_bind_param(self, value: str | None, dialect: Any) -> str | None:  # noqa: ARG002 - SQLAlchemy's signature
         """Replace NUL and lone surrogates."""
-        return None if value is None else str(_storable(value))
+        return None if value is None else str(storable(value))
 
 
 class StoredJson(TypeDecorator[Any]):
@@ -53,17 +53,18 @@ class StoredJson(TypeDecorator[Any]):
 
     def process_bind_param(self, value: Any, dialect: Any) -> Any:  # noqa: ARG002 - SQLAlchemy's signature
         """Replace NUL and lone surrogates in every text."""
-        return _storable(value)
+        return storable(value)
 
 
-def _storable(value: Any) -> Any:
+def storable(value: Any) -> Any:
+    """Return the value with U+FFFD or a question mark for each NUL and lone surrogate in its texts."""
     match value:
         case str():
             return value.encode("utf-8", "replace").decode().replace("\x00", "\ufffd")
         case dict():
-            return {_storable(key): _storable(item) for key, item in value.items()}
+            return {storable(key): storable(item) for key, item in value.items()}
         case list():
-            return [_storable(item) for item in value]
+            return [storable(item) for item in value]
         case _:
             return value
 
@@ -206,7 +207,10 @@ class WebhookSecret(SQLModel, table=True):
 
 
 class Delivery(SQLModel, table=True):
-    """One webhook event on its way to one URL; its id is the `webhook-id` header."""
+    """One webhook event on its way to one URL; its id is the `webhook-id` header.
+
+    That of a job that is not to be recorded is `unrecorded`: its body has no content, which the sender adds.
+    """
 
     __tablename__ = "deliveries"
     __table_args__ = (Index("deliveries_due", "state", "next_attempt_at"),)
@@ -218,6 +222,7 @@ class Delivery(SQLModel, table=True):
     job_id: str | None = None
     url: str = Field(sa_type=Text)
     body: str = Field(sa_type=Text)
+    unrecorded: bool = Field(default=False, sa_column_kwargs={"server_default": false()})
     state: str
     attempts: int = 0
     next_attempt_at: datetime = Field(sa_type=UtcDateTime)

@@ -19,6 +19,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Self, cast
 
+import httpx
 import pytest
 import redis
 from sqlmodel import Session, SQLModel, col, select
@@ -46,8 +47,10 @@ _numbers = itertools.count(1)
 class Works:
     """A worker's processes, its queue and database, the provider that it asks, and a producer.
 
-    Leaving it kills what is left, and fails if a job crashed on a fault of our own.
+    Leaving it kills what is left, and fails if a job crashed on a fault of our own, unless one `may_crash`.
     """
+
+    may_crash = False
 
     def __init__(self, directory: Path, *, servers_dir: Path, database_url: str | None = None, **settings: str) -> None:
         self.directory = directory
@@ -100,7 +103,7 @@ class Works:
         self.producer.close()
         self._valkey.stop()
         self.engine.dispose()
-        if exc[0] is None:
+        if exc[0] is None and not self.may_crash:
             crashed = [event for event in self.logged() if event["event"] in {"job_crashed", "uncaught exception"}]
             assert not crashed, crashed
 
@@ -182,6 +185,18 @@ class Works:
             self.provider = LoopbackProvider(self._reply, port=int(url.rsplit(":", 1)[1].split("/")[0]))
             self.provider.__enter__()
 
+    def metrics(self) -> str:
+        """Return what `/metrics` says now."""
+        assert self._process is not None
+        address = self.directory / "data" / "metrics" / str(self._process.pid) / "address"
+        until(address.exists, what="metrics are served")
+        return httpx.get(f"http://{address.read_text().strip()}/metrics").raise_for_status().text
+
+    @property
+    def queue_dir(self) -> Path:
+        """Return the directory of the Valkey server's files."""
+        return self._socket.parent
+
     def processes(self) -> int:
         """Return how many processes take jobs."""
         return int(self.redis.hlen(redis_names.WORKERS))
@@ -214,7 +229,7 @@ class Works:
         site = self.directory / "site"
         info = site / "tools_of_the_tests-1.dist-info"
         info.mkdir(parents=True, exist_ok=True)
-        tools = ["echo = tests.tool_functions:echo"]
+        tools = [f"{name} = tests.tool_functions:{name}" for name in ("echo", "blurt", "spite")]
         if not entry_points(group="assistq.tools", name="word_count"):
             # An editable install that was made before the tool was.
             tools.append("word_count = worker.tools.builtin:word_count")

@@ -33,6 +33,23 @@ def fail() -> str:
     raise ValueError("broken")
 
 
+def blurt(text: str) -> str:
+    """Fail, and quote what it was given."""
+    raise ValueError(f"cannot bear {text}")
+
+
+class _Spiteful(str):
+    __slots__ = ()
+
+    def replace(self, *_: Any, **__: Any) -> str:
+        raise ValueError(f"leave {self!s} alone")
+
+
+def spite(text: str) -> str:
+    """Answer with a text on which the worker trips, and which quotes what it was given."""
+    return _Spiteful(text)
+
+
 def hang() -> str:
     """Never answer."""
     ENOUGH.wait(DEADLINE_S)
@@ -82,6 +99,20 @@ def leave() -> str:
 async def leave_async() -> str:
     """Try to end the worker."""
     sys.exit("bye")
+
+
+class _Uncaught(BaseException):
+    """What `except Exception` lets pass."""
+
+
+def rage() -> str:
+    """Raise what is no Exception."""
+    raise _Uncaught("enough")
+
+
+async def rage_async() -> str:
+    """Raise what is no Exception."""
+    raise _Uncaught("enough")
 
 
 def stop() -> str:

@@ -63,6 +63,7 @@ from worker.store.sql import SqlStore
 from worker.tools.toolbox import WorkerToolbox
 from worker.webhooks.deliver import WebhookSender, webhook_client
 from worker.webhooks.deliveries import Deliveries
+from worker.webhooks.unrecorded import UnrecordedContent
 
 # Redis may be away for this many tries, some 40 s, before an operation fails.
 _REDIS_RETRIES = 25
@@ -230,7 +231,10 @@ class Runtime(Middleware):
         )
         webhooks = webhook_client(max_connections=_DELIVERIES_IN_FLIGHT)
         deliveries = Deliveries(engine)
-        sender = WebhookSender(webhooks, deliveries=deliveries, events=events)
+        content = UnrecordedContent(redis)
+        sender = WebhookSender(
+            webhooks, deliveries=deliveries, events=events, body_of=content.body_of, ended=content.let_go
+        )
         releases = Releases(redis)
         await releases.set_weights(lanes.weights)
         admission = Admission(

@@ -8,7 +8,9 @@ worker/providers/errors.py.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from traceback import walk_tb
 from types import TracebackType
 
 from redis import RedisError
@@ -29,6 +31,31 @@ class _Seam(AbstractContextManager[None]):
 
 
 _SEAM = _Seam()
+# Of each error's traceback, the innermost.
+_PLACES = 8
+
+
+class WordsNotRecorded(Exception):  # noqa: N818 - the name says what happened
+    """Stands in the log for an error of a job that is not to be recorded, whose words may quote the job."""
+
+
+def without_words(error: BaseException) -> WordsNotRecorded:
+    """Return an error that tells the type and place of this one, and of those behind it, and none of their words."""
+    return WordsNotRecorded("; ".join(_types_and_places(error, set())))
+
+
+def _types_and_places(error: BaseException, told: set[int]) -> Iterator[str]:
+    if id(error) in told:
+        return
+    told.add(id(error))
+    places = [
+        f"{frame.f_code.co_filename}:{line} in {frame.f_code.co_name}" for frame, line in walk_tb(error.__traceback__)
+    ]
+    yield f"{type(error).__name__} at {', '.join(places[-_PLACES:]) or 'an unknown place'}"
+    behind = error.exceptions if isinstance(error, BaseExceptionGroup) else (error.__cause__, error.__context__)
+    for each in behind:
+        if each is not None:
+            yield from _types_and_places(each, told)
 
 
 def redis_away() -> AbstractContextManager[None]:

@@ -311,6 +311,86 @@ class TestContext:
         assert (await store.context(a_record())).settled == settled
 
 
+HOOK = "https://example.com/job"
+
+
+def deliveries_of(engine: Engine) -> list[tuple[Delivery, dict[str, Any]]]:
+    """Return the deliveries, each with what its body says, by their ids."""
+    with Session(engine) as session:
+        found = session.exec(select(Delivery).order_by(Delivery.id)).all()
+    return [(each, json.loads(each.body)) for each in found]
+
+
+class TestWebhooksOfJobs:
+    @pytest.mark.parametrize("status", list(Status))
+    async def test_an_end_is_told_once_with_one_id(self, store: SqlStore, engine: Engine, status: Status) -> None:
+        record = a_record("j.1", batch_id="b1", webhook=HOOK, metadata={"order": 17})
+        await store.settle(a_settlement(record, status=status))
+        await store.settle(a_settlement(record, epoch=2, status=Status.FAILED, output=None))
+        ((delivery, body),) = deliveries_of(engine)
+        assert (delivery.event_type, body["type"]) == (f"job.{status}", f"job.{status}")
+        assert (delivery.workspace, delivery.batch_id, delivery.job_id) == (WORKSPACE, "b1", "j.1")
+        assert (delivery.url, delivery.state, delivery.attempts) == (HOOK, "pending", 0)
+        assert "." not in delivery.id
+        assert delivery.next_attempt_at == a_result(record).finished_at
+        assert not delivery.unrecorded
+        told = body["data"]
+        assert (told["job_id"], told["status"], told["output"]) == ("j.1", status, "positive")
+        assert told["metadata"] == {"order": 17}
+
+    async def test_the_id_tells_job_and_status(self, store: SqlStore, engine: Engine) -> None:
+        await store.settle(a_settlement(a_record("j1", webhook=HOOK)))
+        ((delivery, _),) = deliveries_of(engine)
+        assert delivery.id == "msg_j1_succeeded"
+
+    async def test_a_job_without_a_webhook_tells_nobody(self, store: SqlStore, engine: Engine) -> None:
+        records = [a_record("quiet", batch_id="b1"), a_record("loud", batch_id="b1", webhook=HOOK)]
+        await asyncio.gather(*(store.settle(a_settlement(record)) for record in records))
+        assert [delivery.job_id for delivery, _ in deliveries_of(engine)] == ["loud"]
+
+    async def test_an_end_that_cannot_be_written_is_not_told(self, store: SqlStore, engine: Engine) -> None:
+        refused = a_settlement(a_record(webhook=HOOK, thread_id="t"), user("?"), output={"no JSON": object()})
+        with pytest.raises(Exception, match="serializ"):
+            await store.settle(refused)
+        assert (rows_of(engine, Job), rows_of(engine, Delivery)) == (0, 0)
+
+    async def test_a_batch_and_a_job_of_one_name_that_end_alike_are_both_told(
+        self, store: SqlStore, engine: Engine
+    ) -> None:
+        record = a_record("b1", webhook=HOOK)
+        await store.settle(a_settlement(record, status=Status.CANCELLED, output=None))
+        await store.end_batch(BATCH.model_copy(update={"batch_id": "b1", "state": BatchState.CANCELLED}))
+        assert {body["type"] for _, body in deliveries_of(engine)} == {"job.cancelled", "batch.cancelled"}
+        assert rows_of(engine, Batch) == 1
+
+    async def test_an_output_of_5_mb_is_told_in_64_kib(self, store: SqlStore, engine: Engine) -> None:
+        text = "é" * 2_500_000
+        await store.settle(a_settlement(a_record("text", webhook=HOOK), output=text))
+        await store.settle(a_settlement(a_record("value", webhook=HOOK), output=[text]))
+        (of_text, text_body), (of_value, value_body) = deliveries_of(engine)
+        assert max(len(each.body.encode()) for each in (of_text, of_value)) <= 64 * 1024
+        assert text.startswith(text_body["data"]["output"])
+        assert (text_body["data"]["truncated"], text_body["data"]["output_bytes"]) == (True, 5_000_000)
+        assert (value_body["data"]["output"], value_body["data"]["truncated"]) == (None, True)
+        with Session(engine) as session:
+            row = session.get(Job, "text")
+        assert row is not None
+        assert row.output == text
+
+    async def test_what_is_not_to_be_recorded_is_told_without_content(self, store: SqlStore, engine: Engine) -> None:
+        record = a_record(webhook=HOOK, do_not_record=True, metadata={"of": "CANARY"})
+        settlement = a_settlement(record, output="CANARY", raw_reply="CANARY", error="CANARY")
+        assert (await store.settle(settlement)).output == "CANARY"
+        ((delivery, body),) = deliveries_of(engine)
+        assert delivery.unrecorded
+        assert "CANARY" not in delivery.body
+        assert (body["data"]["status"], body["data"]["prompt_tokens"]) == ("succeeded", 10)
+        # Who settles it again, after a crash, brings the content that the row may not have.
+        assert (await store.settle(settlement)).output == "CANARY"
+        assert (await store.settle(a_settlement(record, status=Status.FAILED, error="CANARY"))).output is None
+        assert rows_of(engine, Delivery) == 1
+
+
 class TestBatches:
     async def test_a_batch_ends_once_with_one_delivery(self, store: SqlStore, engine: Engine) -> None:
         await store.end_batch(BATCH)

@@ -738,6 +738,28 @@ class TestCrashes:
         assert told is not None
         assert told.counts == {Status.SUCCEEDED: 1}
 
+    async def test_an_end_whose_content_sql_may_not_hold_is_told_with_it_all_the_same(
+        self, worker: Worker, producer: Producer, loopback_provider: LoopbackProvider, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The same, for a job that is not to be recorded; a refusal leaves no reply in the journal either."""
+
+        async def dies(*_: object) -> None:
+            raise asyncio.CancelledError
+
+        loopback_provider.queue(status(400, {"error": {"message": "no CANARY here"}}))
+        producer.enqueue(a_job("j", do_not_record=True))
+        with monkeypatch.context() as patch:
+            patch.setattr(worker.queue, "finish", dies)
+            (hint,) = await released(worker.queue)
+            with pytest.raises(asyncio.CancelledError):
+                await worker.flow.run(hint)
+        (row,) = worker.rows()
+        assert (row.status, row.error) == ("failed", None)
+        await worker.lose_leases()
+        await worker.run()
+        assert "CANARY" in (ended(producer).error or "")
+        assert loopback_provider.count == 1
+
     async def test_a_worker_that_was_paused_cannot_write_what_it_still_had(
         self, worker: Worker, hire: Hire, producer: Producer, loopback_provider: LoopbackProvider
     ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import threading
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -765,3 +766,15 @@ async def test_a_record_that_cannot_be_read_is_claimed_as_one_that_ends(
     assert held.id == "j"
     assert held.record.rejection is not None
     assert held.record.rejection.code is Code.INTERNAL_ERROR
+
+
+@pytest.mark.parametrize("name", ["do_not_record", "doNotRecord"])
+async def test_of_a_record_that_cannot_be_read_it_still_holds_who_is_told_and_that_it_is_not_recorded(
+    name: str, producer: Producer, queue: JobQueue, redis_client: Redis
+) -> None:
+    producer.enqueue(a_job("j"))
+    wanted = {"assistant": "a/b/c", "webhook": "https://example.com/hook", name: True, "novelty": 1}
+    await redis_client.hset(names.job("j"), "record", json.dumps({"id": "j", "job": wanted}))
+    held = await claimed(queue)
+    assert held.record.rejection is not None
+    assert (held.record.job.webhook, held.record.job.do_not_record) == ("https://example.com/hook", True)

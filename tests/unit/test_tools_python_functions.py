@@ -122,6 +122,11 @@ def test_a_function_cannot_end_the_worker(name: str) -> None:
     assert "exit" in answer.content
 
 
+@pytest.mark.parametrize("name", ["rage", "rage_async"])
+def test_what_is_no_exception_is_an_answer_too(name: str) -> None:
+    assert "_Uncaught: enough" in run(name).content
+
+
 def test_a_stop_iteration_is_an_answer_too() -> None:
     assert "StopIteration: enough" in run("stop").content
 

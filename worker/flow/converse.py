@@ -83,10 +83,14 @@ class Conversation:
         if provider is None:
             return Conversed(outcome=_no_provider(prepared.provider), steps=claimed.journal)
         try:
-            async with self._toolbox.open(prepared.tools, workspace=claimed.record.job.workspace) as tools:
+            recorded = not claimed.record.job.do_not_record
+            opened = self._toolbox.open(prepared.tools, workspace=claimed.record.job.workspace, recorded=recorded)
+            async with opened as tools:
                 return await self._converse(claimed, prepared, provider, tools)
         except ToolsUnavailable as error:
             outcome = decide_tools(error, attempt=claimed.attempts + 1, max_attempts=self._max_attempts)
+            if claimed.record.job.do_not_record and isinstance(outcome, Snoozed):
+                outcome = replace(outcome, reason=f"{type(error).__name__}; the words are not recorded")
             return Conversed(outcome=outcome, steps=claimed.journal)
 
     async def _converse(self, claimed: Claimed, prepared: Prepared, provider: Provider, tools: Tools) -> Conversed:

@@ -7,11 +7,12 @@ while Redis says so: a stale hint is a no-op, and each write under an old epoch 
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 from schemas.outcome import Code, Final, Snoozed
 from schemas.result import JobResult
 from worker.clock import Clock
-from worker.errors import RedisAway
+from worker.errors import RedisAway, without_words
 from worker.events import Events, JobCrashed, JobEnded, JobSnoozed, JobStarted, ServiceFault, StaleWorkRefused
 from worker.flow.converse import Conversation
 from worker.flow.decide import decide_called_off, decide_crash
@@ -98,10 +99,18 @@ class Flow:
         except (StaleJobError, RedisAway):
             raise
         except Exception as exc:  # noqa: BLE001 - a job that trips over a bug must end, not come back for ever
-            self._events.emit(JobCrashed(claimed.id, claimed.batch_id, error=exc))
+            told = self._tell_crash(claimed, exc)
             crash = decide_crash(exc, attempt=claimed.attempts + 1, max_attempts=self._max_attempts)
+            if told is not exc and isinstance(crash, Snoozed):
+                crash = replace(crash, reason=str(told))
             left = crash if isinstance(crash, Snoozed) else self._ended(claimed, crash, tried=True)
             await self._leave_crashed(claimed, left, began_s)
+
+    def _tell_crash(self, claimed: Claimed, error: Exception) -> Exception:
+        """Tell of the crash; return the error as it may be told."""
+        told = without_words(error) if claimed.record.job.do_not_record else error
+        self._events.emit(JobCrashed(claimed.id, claimed.batch_id, error=told))
+        return told
 
     async def _leave_crashed(self, claimed: Claimed, left: Settlement | Snoozed, began_s: float) -> None:
         try:
@@ -109,7 +118,7 @@ class Flow:
         except (StaleJobError, RedisAway):
             raise
         except Exception as exc:  # noqa: BLE001 - not even its end can be written: wait long, and tell
-            self._events.emit(JobCrashed(claimed.id, claimed.batch_id, error=exc))
+            self._tell_crash(claimed, exc)
             wait = Snoozed(delay_s=UNWRITABLE_RETRY_S, code=Code.INTERNAL_ERROR, reason=type(exc).__name__)
             await self._snooze(claimed, wait)
 
@@ -154,14 +163,22 @@ class Flow:
         return settlement_of(claimed, result, steps=steps)
 
     async def _settle(self, claimed: Claimed, settlement: Settlement, began_s: float) -> None:
+        unrecorded = claimed.record.job.do_not_record
+        if unrecorded:
+            # SQL will not tell its content to who comes after a crash between the two writes.
+            await self._keep(claimed, settlement.result)
         try:
             result = await self._store.settle(settlement)
         except StoreAway as away:
-            if not any(isinstance(step, ResultStep) for step in claimed.journal):
-                await self._queue.append(claimed, ResultStep(result=settlement.result))
+            if not unrecorded:
+                await self._keep(claimed, settlement.result)
             await self._snooze(claimed, Snoozed(delay_s=STORE_RETRY_S, code=Code.STORE_AWAY, reason=str(away)))
         else:
             await self._end(claimed, result, began_s)
+
+    async def _keep(self, claimed: Claimed, result: JobResult) -> None:
+        if not any(isinstance(step, ResultStep) for step in claimed.journal):
+            await self._queue.append(claimed, ResultStep(result=result))
 
     async def _end(self, claimed: Claimed, result: JobResult, began_s: float) -> None:
         self._leases.let_go(claimed)

@@ -20,11 +20,12 @@ from redis.asyncio import Redis
 from schemas import names
 from schemas.job import JobRecord
 from schemas.lane import Lane
-from schemas.result import JobResult
+from schemas.result import JobResult, KeptResult
 from schemas.scripts import read_script
 from worker.errors import redis_away
 from worker.queue.steps import AnyStep, ReplyStep, parse_step
 from worker.queue.unreadable import unreadable
+from worker.webhooks.unrecorded import CONTENT_KEPT_S
 
 # A worker that stops renewing loses its jobs after this long.
 LEASE_S = 6.0
@@ -212,13 +213,14 @@ class JobQueue:
 
     async def finish(self, claimed: Claimed, result: JobResult) -> None:
         """End the job; raises StaleJobError."""
+        kept, keep_s = _kept(claimed, result)
         keys = [names.job(claimed.id), names.journal(claimed.id), names.result(claimed.id)]
         args = [
             claimed.id,
             claimed.epoch,
             result.status.value,
-            result.model_dump_json(),
-            names.UNRECORDED_RESULT_TTL_S if claimed.record.job.do_not_record else names.RESULT_TTL_S,
+            kept.model_dump_json(),
+            keep_s,
             result.requests,
             result.prompt_tokens,
             result.completion_tokens,
@@ -262,6 +264,17 @@ def hints_of(reply: list[Any]) -> list[Hint]:
     """Read what a script released: ids and epochs in turn."""
     pairs = zip(reply[::2], reply[1::2], strict=True)
     return [Hint(job_id=_text(job_id), epoch=int(epoch)) for job_id, epoch in pairs]
+
+
+def _kept(claimed: Claimed, result: JobResult) -> tuple[JobResult, int]:
+    """Return what is kept of the job's end, and for how many seconds."""
+    job = claimed.record.job
+    if not job.do_not_record:
+        return result, names.RESULT_TTL_S
+    if job.webhook is None:
+        return result, names.UNRECORDED_RESULT_TTL_S
+    # The only place from which its webhook can tell the content.
+    return KeptResult(**dict(result), metadata=job.metadata), CONTENT_KEPT_S
 
 
 def _lua_files() -> list[str]:

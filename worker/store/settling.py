@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,8 +10,10 @@ from sqlalchemy import func, insert, tuple_
 from sqlmodel import Session, SQLModel, col, select
 
 from schemas.result import JobResult
-from schemas.tables import Job, Thread, ThreadMessage
+from schemas.tables import Delivery, Job, Thread, ThreadMessage
 from worker.store.base import Settlement
+from worker.webhooks.deliveries import new_delivery
+from worker.webhooks.events import job_data, job_event_id, job_event_type
 
 _ThreadKey = tuple[str, str]
 
@@ -20,7 +22,8 @@ def settle_all(session: Session, settlements: Sequence[Settlement]) -> list[JobR
     """Write the ends of these jobs; return the results that stand, in their order.
 
     The primary key makes an end happen once: a worker that was stopped for longer than its
-    lease finds the row of the one that took over, and the first commit stands.
+    lease finds the row of the one that took over, and the first commit stands. The delivery that
+    tells of the end is written with it.
     """
     ids = {settlement.record.id for settlement in settlements}
     stands = {row.id: row.result() for row in session.exec(select(Job).where(col(Job.id).in_(ids)))}
@@ -30,8 +33,42 @@ def settle_all(session: Session, settlements: Sequence[Settlement]) -> list[JobR
             stands[settlement.record.id] = settlement.result
             fresh.append(settlement)
     _insert(session, Job, map(_job_values, fresh))
+    _insert(session, Delivery, (_delivery_values(settlement, url) for settlement, url in _to_be_told(fresh)))
     _append_turns(session, [settlement for settlement in fresh if settlement.new_messages])
-    return [stands[settlement.record.id] for settlement in settlements]
+    return [_standing(stands[settlement.record.id], settlement) for settlement in settlements]
+
+
+def _standing(stands: JobResult, settlement: Settlement) -> JobResult:
+    """Return the end that stands, with its content where the row may not have it and the settlement does.
+
+    As after a crash between the commit and the job's end in Redis, where the journal kept the result.
+    """
+    ours = settlement.result
+    is_ours = (stands.status, stands.finished_at) == (ours.status, ours.finished_at)
+    return ours if is_ours and settlement.record.job.do_not_record else stands
+
+
+def _to_be_told(settlements: Iterable[Settlement]) -> Iterator[tuple[Settlement, str]]:
+    for settlement in settlements:
+        if settlement.record.job.webhook is not None:
+            yield settlement, settlement.record.job.webhook
+
+
+def _delivery_values(settlement: Settlement, url: str) -> dict[str, Any]:
+    record = settlement.record
+    unrecorded = record.job.do_not_record
+    result = settlement.result.without_content() if unrecorded else settlement.result
+    return new_delivery(
+        id=job_event_id(result),
+        workspace=record.job.workspace,
+        event_type=job_event_type(result),
+        url=url,
+        data=job_data(result, {} if unrecorded else record.job.metadata),
+        now=result.finished_at,
+        batch_id=result.batch_id,
+        job_id=record.id,
+        unrecorded=unrecorded,
+    ).model_dump()
 
 
 def _append_turns(session: Session, settlements: Iterable[Settlement]) -> None:

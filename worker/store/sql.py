@@ -25,6 +25,7 @@ from worker.gather import Gathered
 from worker.store.base import JobContext, Settlement, StoreAway, StoredAssistant
 from worker.store.settling import settle_all
 from worker.webhooks.deliveries import new_delivery
+from worker.webhooks.events import batch_data, batch_event_id, batch_event_type
 
 # InternalError is what a PostgreSQL says that only reads, as after a failover to a standby.
 _AWAY = (OperationalError, InterfaceError, InternalError, PoolTimeoutError)
@@ -214,24 +215,13 @@ def _end_batch(session: Session, status: BatchStatus) -> None:
         )
     )
     if status.webhook is not None:
-        event_type = f"batch.{status.state.value}"
         session.add(
             new_delivery(
-                id=f"msg_{status.batch_id}_{status.state.value}",
+                id=batch_event_id(status),
                 workspace=status.workspace,
-                event_type=event_type,
+                event_type=batch_event_type(status),
                 url=status.webhook,
-                data={
-                    "batch_id": status.batch_id,
-                    "state": status.state.value,
-                    "total": status.finished,
-                    "counts": counts,
-                    "requests": status.requests,
-                    "prompt_tokens": status.prompt_tokens,
-                    "completion_tokens": status.completion_tokens,
-                    "created_at": created_at.isoformat(),
-                    "finished_at": now.isoformat(),
-                },
+                data=batch_data(status, created_at=created_at, finished_at=now),
                 now=now,
                 batch_id=status.batch_id,
             )

@@ -77,6 +77,11 @@ class Tools(Protocol):
 class Toolbox(Protocol):
     """Makes an assistant's tools ready; servers may be shared by the jobs of a process."""
 
-    def open(self, specs: Sequence[ToolSpec], *, workspace: str) -> AbstractAsyncContextManager[Tools]:
-        """Make them ready for one job; raises ToolsUnavailable."""
+    def open(
+        self, specs: Sequence[ToolSpec], *, workspace: str, recorded: bool = True
+    ) -> AbstractAsyncContextManager[Tools]:
+        """Make them ready for one job; raises ToolsUnavailable.
+
+        Of a job that is not `recorded` a tool's crash is told without its words.
+        """
         ...

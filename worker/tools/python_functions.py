@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Callable, Iterable
 from importlib.metadata import EntryPoint, entry_points
@@ -118,6 +119,11 @@ class FunctionTool:
         except SystemExit as exc:
             # It would end the worker.
             raise ToolFailed(f"it wanted to exit: {exc}") from exc
+        except (Exception, asyncio.CancelledError, GeneratorExit):
+            raise
+        except BaseException as exc:
+            # Nothing above takes such a one for the tool's: the job would come back for ever.
+            raise RuntimeError(f"{type(exc).__name__}: {exc}") from exc
 
 
 def _faults(error: ValidationError) -> str:

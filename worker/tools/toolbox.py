@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, assert_never
 import httpx2
 
 from schemas.tool import ClientTool, HttpAction, McpServer, PythonTool, ToolSpec
+from worker.errors import without_words
 from worker.net.guard import AddressGuard, Resolve
 from worker.tools.base import ToolDefinition, Tools, ToolsUnavailable
 from worker.tools.calls import OnCrash, OpenedTools
@@ -50,7 +51,7 @@ class WorkerToolbox:
         self._clients: dict[bool, httpx2.AsyncClient] = {}
 
     @asynccontextmanager
-    async def open(self, specs: Sequence[ToolSpec], *, workspace: str) -> AsyncIterator[Tools]:
+    async def open(self, specs: Sequence[ToolSpec], *, workspace: str, recorded: bool = True) -> AsyncIterator[Tools]:
         """Make them ready for one job; raises ToolsUnavailable."""
         offer = _Offer()
         async with AsyncExitStack() as stack:
@@ -60,8 +61,11 @@ class WorkerToolbox:
                 definitions=offer.definitions,
                 tools=offer.tools,
                 callers=frozenset(offer.callers),
-                on_crash=self._on_crash,
+                on_crash=self._on_crash if recorded else self._on_crash_without_words,
             )
+
+    def _on_crash_without_words(self, tool: str, error: Exception) -> None:
+        self._on_crash(tool, without_words(error))
 
     async def aclose(self) -> None:
         """Close all connections, and end every server that was started."""

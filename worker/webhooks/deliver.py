@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable
-from datetime import UTC, datetime
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from importlib.metadata import PackageNotFoundError, version
 from typing import assert_never
@@ -17,6 +17,7 @@ from standardwebhooks import Webhook
 from worker.events import Events, WebhookAttempted
 from worker.webhooks.decide import Answer, Decision, Delivered, GaveUp, RetryAt, decide, is_success
 from worker.webhooks.deliveries import Claimed, Deliveries
+from worker.webhooks.unrecorded import NOT_YET_RETRY_S, ContentNotYetError, without_words
 
 TIMEOUT_S = 20.0
 EXCERPT_BYTES = 1024
@@ -43,6 +44,14 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
+async def _as_stored(claimed: Claimed) -> str:
+    return claimed.body
+
+
+async def _nothing_to_let_go(claimed: Claimed) -> None:  # noqa: ARG001 - the signature of what hears
+    return
+
+
 class WebhookSender:
     """Sends deliveries, at least once each: a crash between POST and record sends it again, same id."""
 
@@ -52,16 +61,23 @@ class WebhookSender:
         *,
         deliveries: Deliveries,
         events: Events,
+        body_of: Callable[[Claimed], Awaitable[str]] = _as_stored,
+        ended: Callable[[Claimed], Awaitable[None]] = _nothing_to_let_go,
         timeout_s: float = TIMEOUT_S,
         now: Callable[[], datetime] = _now,
         draw: Callable[[], float] = random.random,
     ) -> None:
         """Keep the parts; `timeout_s` is for a whole POST, `draw` gives jitter from 0 to 1.
 
+        `body_of` returns what to send, or raises ContentNotYetError; `ended` hears of a delivery that is
+        not attempted again.
+
         `timeout_s` must be shorter than the deliveries' lease.
         """
         self._client = client
         self._deliveries = deliveries
+        self._body_of = body_of
+        self._ended = ended
         self._events = events
         self._timeout_s = timeout_s
         self._now = now
@@ -76,13 +92,23 @@ class WebhookSender:
         claimed = await asyncio.to_thread(self._deliveries.claim, delivery_id, now=self._now())
         if claimed is None:
             return
+        try:
+            body = await self._body_of(claimed)
+        except ContentNotYetError:
+            until = self._now() + timedelta(seconds=NOT_YET_RETRY_S)
+            await asyncio.to_thread(self._deliveries.postpone, claimed, until=until)
+            return
         secret = await asyncio.to_thread(self._deliveries.secret_of, claimed.workspace)
         started = time.monotonic()
-        answer = await self._post(claimed, secret)
+        answer = await self._post(claimed, body, secret)
         duration_s = time.monotonic() - started
+        if claimed.unrecorded:
+            answer = without_words(answer)
         now = self._now()
         decision = decide(answer, attempts=claimed.attempts, now=now, jitter=self._draw())
         await asyncio.to_thread(self._deliveries.record, claimed, decision, answer=answer, now=now)
+        if not isinstance(decision, RetryAt):
+            await self._ended(claimed)
         self._events.emit(
             WebhookAttempted(
                 delivery_id=claimed.id,
@@ -95,8 +121,8 @@ class WebhookSender:
             )
         )
 
-    async def _post(self, claimed: Claimed, secret: str) -> Answer:
-        headers = _signed_headers(claimed, secret, at=self._now())
+    async def _post(self, claimed: Claimed, body: str, secret: str) -> Answer:
+        headers = _signed_headers(claimed, body, secret, at=self._now())
         fault = _fault_of_address(claimed.url)
         if fault is not None:
             return Answer(status=None, error=fault)
@@ -106,7 +132,7 @@ class WebhookSender:
             async with (
                 asyncio.timeout(self._timeout_s),
                 self._client.stream(
-                    "POST", claimed.url, content=claimed.body.encode(), headers=headers, follow_redirects=False
+                    "POST", claimed.url, content=body.encode(), headers=headers, follow_redirects=False
                 ) as response,
             ):
                 status = response.status_code
@@ -126,13 +152,13 @@ class WebhookSender:
         return _one_line(f"{type(exc).__name__}: {exc}")
 
 
-def _signed_headers(claimed: Claimed, secret: str, *, at: datetime) -> dict[str, str]:
+def _signed_headers(claimed: Claimed, body: str, secret: str, *, at: datetime) -> dict[str, str]:
     return {
         "content-type": "application/json",
         "user-agent": f"assistq/{_version()}",
         "webhook-id": claimed.id,
         "webhook-timestamp": str(int(at.timestamp())),
-        "webhook-signature": Webhook(secret).sign(msg_id=claimed.id, timestamp=at.astimezone(UTC), data=claimed.body),
+        "webhook-signature": Webhook(secret).sign(msg_id=claimed.id, timestamp=at.astimezone(UTC), data=body),
     }
 
 

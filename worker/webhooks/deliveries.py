@@ -38,6 +38,7 @@ class Claimed:
     job_id: str | None
     url: str
     body: str
+    unrecorded: bool
     attempts: int
 
 
@@ -82,6 +83,7 @@ class Deliveries:
                 col(Delivery.job_id),
                 col(Delivery.url),
                 col(Delivery.body),
+                col(Delivery.unrecorded),
                 col(Delivery.attempts),
             )
         )
@@ -113,6 +115,20 @@ class Deliveries:
         with self._engine.begin() as connection:
             return connection.execute(statement).rowcount == 1
 
+    def postpone(self, claimed: Claimed, *, until: datetime) -> bool:
+        """Give the delivery back as if it had not been claimed; False if it was no longer this worker's."""
+        statement = (
+            update(Delivery)
+            .where(
+                col(Delivery.id) == claimed.id,
+                col(Delivery.attempts) == claimed.attempts,
+                col(Delivery.state) == DeliveryState.PENDING,
+            )
+            .values(attempts=col(Delivery.attempts) - 1, next_attempt_at=until)
+        )
+        with self._engine.begin() as connection:
+            return connection.execute(statement).rowcount == 1
+
     def secret_of(self, workspace: str) -> str:
         """Return the workspace's signing secret; it is made if there is none."""
         with Session(self._engine) as session:
@@ -131,8 +147,11 @@ def new_delivery(
     now: datetime,
     batch_id: str | None = None,
     job_id: str | None = None,
+    unrecorded: bool = False,
 ) -> Delivery:
     """Return the row of a delivery that is due at once; its body is fixed here for all attempts.
+
+    An `unrecorded` one's has no content: worker/webhooks/unrecorded.py puts that in when it is sent.
 
     The caller adds it in the transaction of what it tells about. The row's id is `id`, or a
     hash of it where it holds a full stop.
@@ -146,6 +165,7 @@ def new_delivery(
         job_id=job_id,
         url=url,
         body=event.model_dump_json(),
+        unrecorded=unrecorded,
         state=DeliveryState.PENDING.value,
         next_attempt_at=now,
         created_at=now,
