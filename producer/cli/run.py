@@ -14,7 +14,8 @@ from typing import Any
 import click
 
 from producer.assistants import Assistants
-from producer.bulk.results import ResultsFormat, write_results
+from producer.bulk import parquet_library
+from producer.bulk.results import FORMATS, write_results
 from producer.cli import access
 from producer.cli.console import BatchProgress, batch_json, counted, out, print_json, results_table, say
 from producer.cli.main import Terminated
@@ -59,7 +60,7 @@ class Wall:
     "--out",
     "out_path",
     type=click.Path(path_type=Path),
-    help="Results, .csv or .jsonl. [default: FILE-results.csv beside FILE]",
+    help="Results, .csv, .jsonl or .parquet. [default: FILE-results.csv beside FILE]",
 )
 @click.option("--webhook", metavar="URL", help="Called once, signed, when the batch ends.")
 @click.option("--skip-bad-rows", is_flag=True, help="Run the good rows; each bad one is in the results with its error.")
@@ -77,7 +78,7 @@ def run(
     expect: str | None,
     as_json: bool,
 ) -> None:
-    """Run every row of FILE (CSV or JSONL) through an assistant and write the results.
+    """Run every row of FILE (CSV, JSONL or Parquet) through an assistant and write the results.
 
     Starts what is not configured: a queue, workers, and without ASSISTQ_PROVIDER_BASE_URL
     the local model. Run the same command again after an interruption: it goes on where it
@@ -125,8 +126,7 @@ def _tell_before(before: BatchStatus, *, webhook: str | None) -> None:
 
 
 def _write(records: Records, status: BatchStatus, out_path: Path) -> None:
-    kind: ResultsFormat = "jsonl" if out_path.suffix == ".jsonl" else "csv"
-    written = write_results(records.results(status.batch_id), out_path, format=kind)
+    written = write_results(records.results(status.batch_id), out_path, format=FORMATS[out_path.suffix])
     if written < status.finished:
         raise AssistqError(
             f"the database holds the results of {written} of {status.finished} rows: it is not the one of the run, "
@@ -312,8 +312,8 @@ def _refuse_no_model(config: AssistantConfig, settings: Settings) -> None:
 
 def _results_path(file: Path, out_path: Path | None) -> Path:
     path = out_path or file.with_name(f"{file.stem}-results.csv")
-    if path.suffix not in (".csv", ".jsonl"):
-        raise InputError(f"--out {path}: the format is told by the suffix", mend="name it .csv or .jsonl")
+    if path.suffix not in FORMATS:
+        raise InputError(f"--out {path}: the format is told by the suffix", mend="name it .csv, .jsonl or .parquet")
     if path.resolve() == file.resolve():
         raise InputError(f"--out {path} would overwrite the input", mend="name another file")
     # Now, not after everything was paid for.
@@ -323,6 +323,8 @@ def _results_path(file: Path, out_path: Path | None) -> Path:
         raise InputError(f"--out {path}: there is no directory {path.parent}", mend="create it, or name another file")
     if not os.access(path.parent, os.W_OK):
         raise InputError(f"--out {path}: {path.parent} cannot be written to", mend="name another file with --out")
+    if FORMATS[path.suffix] == "parquet":
+        parquet_library.load(file=f"--out {path}")
     return path
 
 

@@ -29,7 +29,7 @@ from schemas.webhook import checked_url
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the batch as JSON.")
 def submit(file: Path, assistant: str, *, webhook: str | None, skip_bad_rows: bool, as_json: bool) -> None:
-    """Enqueue every row of FILE (CSV or JSONL) and print the batch id.
+    """Enqueue every row of FILE (CSV, JSONL or Parquet) and print the batch id.
 
     Submitting the same file for the same assistant again enqueues only what is missing.
     """
