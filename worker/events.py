@@ -144,6 +144,13 @@ class WebhookAttempted:
 
 
 @dataclass(frozen=True, slots=True)
+class OldRowsPruned:
+    """What ended long ago was deleted from SQL: rows by kind."""
+
+    rows: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
 class ServiceFault:
     """A part that a worker needs (redis, sql, …) failed; the worker goes on and tries again."""
 
@@ -164,6 +171,7 @@ Event = (
     | JobsRecovered
     | StaleWorkRefused
     | WebhookAttempted
+    | OldRowsPruned
     | ServiceFault
 )
 Subscriber = Callable[[Event], None]
