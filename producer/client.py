@@ -236,6 +236,11 @@ class Producer:
         with _answers():
             self._redis.hset(names.batch(batch_id), "webhook", checked_url(url))
 
+    @property
+    def connection(self) -> redis.Redis:
+        """Return the connection pool, for what looks at the queue beside it."""
+        return self._redis
+
     def close(self) -> None:
         """Close the connections."""
         self._redis.close()

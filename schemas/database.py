@@ -13,6 +13,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, SQLModel, col, create_engine, select
 
+from schemas.table_layout import add_what_is_missing
 from schemas.tables import WebhookSecret
 
 SQLITE_BUSY_TIMEOUT_S = 30
@@ -40,7 +41,10 @@ def engine_for(url: str, *, pool_size: int = 10) -> Engine:
 
 
 def ensure_tables(engine: Engine) -> None:
-    """Create the tables that are missing; safe when several processes start at once."""
+    """Create the tables, columns and indexes that are missing; safe when several processes start at once.
+
+    Raises InputError for tables of a release whose layout cannot be brought to this one's.
+    """
     with engine.begin() as connection:
         if engine.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _CREATE_TABLES_LOCK})
@@ -48,6 +52,7 @@ def ensure_tables(engine: Engine) -> None:
             # An early write lock: two processes that both saw no tables would collide.
             connection.execute(text("BEGIN IMMEDIATE"))
         SQLModel.metadata.create_all(connection)
+        add_what_is_missing(connection, SQLModel.metadata)
 
 
 def signing_secret(session: Session, workspace: str) -> str:

@@ -27,16 +27,19 @@ class InputError(AssistqError):
         *,
         file: str | None = None,
         line: int | None = None,
+        row: int | None = None,
         column: str | None = None,
         mend: str | None = None,
     ) -> None:
         """Build the message `FILE:LINE, column 'COLUMN': WHAT; MEND` from the parts that are known.
 
-        `line` counts from 1 and is the physical line of the file.
+        `line` counts from 1 and is the physical line of the file. In a file without lines `row`, from 1,
+        stands for it: `FILE, row ROW, column 'COLUMN': …`.
         """
         self.what = what
         self.file = file
         self.line = line
+        self.row = row
         self.column = column
         self.mend = mend
         super().__init__(self._text())
@@ -47,6 +50,8 @@ class InputError(AssistqError):
             place = self.file if self.line is None else f"{self.file}:{self.line}"
         elif self.line is not None:
             place = f"line {self.line}"
+        if self.row is not None:
+            place = f"{place}, row {self.row}" if place else f"row {self.row}"
         if self.column is not None:
             place = f"{place}, column '{self.column}'" if place else f"column '{self.column}'"
         text = f"{place}: {self.what}" if place else self.what

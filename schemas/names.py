@@ -22,6 +22,7 @@ server's clock.
 | `aq:weights` | hash | workspace -> its weight against others, where it is not 1 |
 | `aq:leases` | zset | released and running jobs by the time at which their lease ends |
 | `aq:snoozed` | zset | jobs that wait for a time, by that time |
+| `aq:pruning` | string | the worker process that deleted last what ended long ago; none begins while it is there |
 | `aq:swept` | string | when the last sweep was |
 | `aq:thread:<workspace>:<thread>` | list | jobs of one thread that have not ended; only the head may run |
 | `aq:workers` | hash | worker process -> `<capacity> <expires_ms>` |
@@ -64,6 +65,7 @@ DRAINED = f"{PREFIX}:drained"
 LEASES = f"{PREFIX}:leases"
 SNOOZED = f"{PREFIX}:snoozed"
 SWEPT = f"{PREFIX}:swept"
+PRUNING = f"{PREFIX}:pruning"
 WORKERS = f"{PREFIX}:workers"
 BATCHES = f"{PREFIX}:batches"
 EXPIRING = f"{PREFIX}:expiring"
@@ -74,7 +76,7 @@ SPENDS = f"{PREFIX}:spends"
 # A producer publishes here after each enqueue, so that an idle worker need not poll fast.
 WAKE_CHANNEL = f"{PREFIX}:wake"
 
-# handle.result() finds a finished job for this long; SQL keeps it for ever.
+# handle.result() finds a finished job for this long; SQL keeps it until it is pruned.
 RESULT_TTL_S = 24 * 60 * 60
 # The result of a job that is not to be recorded: as long as its caller may need to fetch it.
 UNRECORDED_RESULT_TTL_S = 60

@@ -67,7 +67,7 @@ class Settings(BaseSettings):
     max_attempts: int = Field(default=5, ge=1, le=100)
     max_kills: int = Field(default=3, ge=1, le=100)
     shutdown_grace_s: float = Field(default=30.0, gt=0, le=3600, allow_inf_nan=False)
-    retention_days: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    retention_days: float | None = Field(default=None, ge=1, le=36_500, allow_inf_nan=False)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
     @field_validator("data_dir", "lanes")

@@ -23,6 +23,7 @@ from dramatiq import Broker, Middleware, Worker
 from dramatiq.asyncio import get_event_loop_thread
 from dramatiq.middleware import AsyncIO
 from pydantic import SecretStr
+from redis import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 from sqlalchemy.exc import SQLAlchemyError
@@ -58,6 +59,7 @@ from worker.providers.schema_tools import SchemaTools
 from worker.queue.leases import Leases
 from worker.queue.queue import Hint, JobQueue
 from worker.redis_batch import BatchedRedis
+from worker.retention.rounds import Rounds
 from worker.spend.spending import Spending
 from worker.store.sql import SqlStore
 from worker.tools.toolbox import WorkerToolbox
@@ -254,6 +256,13 @@ class Runtime(Middleware):
             wake=admission.wake,
             events=events,
         )
+        rounds = Rounds(
+            engine=engine,
+            connect=lambda: Redis.from_url(settings.effective_redis_url, socket_timeout=30),
+            keep_days=settings.retention_days,
+            process=process,
+            events=events,
+        )
         tasks = tuple(
             asyncio.create_task(loop)
             for loop in (
@@ -265,6 +274,7 @@ class Runtime(Middleware):
                 Drainer(queue=queue, run=flow.run, clock=clock, events=events).run_forever(),
                 limiter.listen_forever(),
                 exchange.exchange_forever(),
+                rounds.run_forever(),
             )
         )
         loop = asyncio.get_running_loop()

@@ -146,6 +146,13 @@ class WebhookAttempted:
 
 
 @dataclass(frozen=True, slots=True)
+class OldRowsPruned:
+    """What ended long ago was deleted from SQL: rows by kind."""
+
+    rows: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
 class ServiceFault:
     """A part that a worker needs (redis, sql, …) failed; the worker goes on and tries again."""
 
@@ -166,6 +173,7 @@ Event = (
     | JobsRecovered
     | StaleWorkRefused
     | WebhookAttempted
+    | OldRowsPruned
     | ServiceFault
 )
 Subscriber = Callable[[Event], None]

@@ -29,6 +29,7 @@ from worker.events import (
     JobsRecovered,
     JobStarted,
     LimiterWaited,
+    OldRowsPruned,
     ProviderCalled,
     ServiceFault,
     StaleWorkRefused,
@@ -217,7 +218,7 @@ def _level_of(event: Event) -> int:
     match event:
         case LimiterWaited():
             return logging.DEBUG
-        case JobStarted() | JobSnoozed() | JobEnded() | BatchEnded():
+        case JobStarted() | JobSnoozed() | JobEnded() | BatchEnded() | OldRowsPruned():
             return logging.INFO
         case ProviderCalled():
             return logging.INFO if event.outcome == "ok" else logging.WARNING

@@ -22,6 +22,7 @@ from worker.events import (
     JobsRecovered,
     JobStarted,
     LimiterWaited,
+    OldRowsPruned,
     ProviderCalled,
     ServiceFault,
     StaleWorkRefused,
@@ -73,6 +74,7 @@ class Metrics:
         self._tool_calls = counter("tool_calls", "Tool calls of models, by outcome: ok or failed.", "outcome")
         self._recovered = counter("jobs_recovered", "Jobs taken back after their lease had ended.")
         self._faults = counter("service_faults", "Failures of a part that a worker needs.", "part")
+        self._pruned = counter("rows_pruned", "Rows of SQL that were deleted for their age, by kind.", "kind")
         self._stale = counter("stale_work_refused", "Writes refused because the job was no longer the worker's.")
         self._replayed = counter("journal_steps_replayed", "Finished steps taken from a journal, not bought again.")
 
@@ -105,6 +107,9 @@ class Metrics:
                 self._stale.inc()
             case WebhookAttempted():
                 self._webhooks.labels(event.event_type, event.outcome).inc()
+            case OldRowsPruned():
+                for kind, count in event.rows.items():
+                    self._pruned.labels(kind).inc(count)
             case ServiceFault():
                 self._faults.labels(event.part).inc()
             case _:

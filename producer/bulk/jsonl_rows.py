@@ -59,7 +59,7 @@ class JsonlRows:
             return Fault(f"{strict_json.type_name(value)} instead of an object", _MEND)
         if self._lines.row_bytes > FIELD_MAX_BYTES:
             for name, field in value.items():
-                if _size_bytes(field) > FIELD_MAX_BYTES:
+                if strict_json.size_bytes(field) > FIELD_MAX_BYTES:
                     return Fault(f"the field is larger than {FIELD_MAX_BYTES:,} bytes", _SIZE_MEND, column=name)
         return value
 
@@ -79,11 +79,6 @@ class JsonlRows:
             line=self._lines.number,
             mend="write one object a line, for example with `jq -c '.[]' FILE > NEW.jsonl`",
         )
-
-
-def _size_bytes(value: Any) -> int:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return len(text.encode())
 
 
 def _key_at_end(text: str) -> tuple[str | None, int]:

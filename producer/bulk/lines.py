@@ -124,7 +124,7 @@ def open_input(path: Path) -> Iterator[BufferedReader]:
     except FileNotFoundError as exc:
         raise InputError("no such file", file=file, mend="check the path") from exc
     except IsADirectoryError as exc:
-        raise InputError("is a directory", file=file, mend="name a CSV or JSONL file in it") from exc
+        raise InputError("is a directory", file=file, mend="name a CSV, JSONL or Parquet file in it") from exc
     except OSError as exc:
         raise InputError(
             f"cannot be read: {exc.strerror}", file=file, mend="check the path and its permissions"

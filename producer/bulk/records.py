@@ -21,7 +21,7 @@ class Fault:
 
 @dataclass(slots=True)
 class Record:
-    """One row: the physical line in which it begins, from 1, and its values by column."""
+    """One row: the physical line in which it begins, from 1 (its number in a file without lines), and its values."""
 
     line: int
     content: dict[str, Any] | Fault

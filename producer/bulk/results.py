@@ -1,4 +1,4 @@
-"""Write results as CSV or JSON Lines, one line for each job."""
+"""Write results as CSV, JSON Lines or Parquet, one row for each job."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import csv
 import json
 import os
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from producer.bulk import parquet_library
+from producer.bulk.parquet_results import write_rows
 from schemas import InputError, JobResult
 
 COLUMNS = (
@@ -27,23 +29,26 @@ COLUMNS = (
     "error",
 )
 
-ResultsFormat = Literal["csv", "jsonl"]
+ResultsFormat = Literal["csv", "jsonl", "parquet"]
+FORMATS: dict[str, ResultsFormat] = {".csv": "csv", ".jsonl": "jsonl", ".parquet": "parquet"}
 
 
 # `format` is the name that the command line uses.
-def write_results(results: Iterable[JobResult], out: IO[str] | Path, *, format: ResultsFormat) -> int:  # noqa: A002
-    """Write results in the order given and return how many there were.
+def write_results(results: Iterable[JobResult], out: IO[Any] | Path, *, format: ResultsFormat) -> int:  # noqa: A002
+    """Write results in the order given, holding few of them, and return how many there were.
 
     To a path the file appears whole or not at all: it is written beside its place and then
     moved there; InputError if it cannot be. A stream should not translate line ends, which
-    are LF. In CSV None is empty, text stands as it is and any other output is JSON; a value
-    that begins with `=` is not changed, though a spreadsheet may take it for a formula.
+    are LF; for Parquet it takes bytes. In CSV and Parquet text stands as it is and any other output is JSON;
+    None is empty in CSV and null in Parquet. A value that begins with `=` is not changed, though
+    a spreadsheet may take it for a formula.
     """
-    write = _write_csv if format == "csv" else _write_jsonl
     if not isinstance(out, Path):
-        return write(results, out)
-    with _replacing(out) as stream:
-        return write(results, stream)
+        return _WRITERS[format](results, out)
+    if format == "parquet":
+        parquet_library.load(file=str(out))
+    with _replacing(out, binary=format == "parquet") as stream:
+        return _WRITERS[format](results, stream)
 
 
 def _write_csv(results: Iterable[JobResult], stream: IO[str]) -> int:
@@ -69,6 +74,20 @@ def _write_jsonl(results: Iterable[JobResult], stream: IO[str]) -> int:
     return count
 
 
+def _write_parquet(results: Iterable[JobResult], stream: IO[bytes]) -> int:
+    fields = JobResult.model_fields
+    columns = [(name, int if name in fields and fields[name].annotation is int else str) for name in COLUMNS]
+    rows = (tuple({**values, "output": _cell(values["output"])}.values()) for values in map(_values, results))
+    return write_rows(rows, stream, columns=columns, file=str(getattr(stream, "name", "results")))
+
+
+_WRITERS: dict[ResultsFormat, Callable[[Iterable[JobResult], IO[Any]], int]] = {
+    "csv": _write_csv,
+    "jsonl": _write_jsonl,
+    "parquet": _write_parquet,
+}
+
+
 def _values(result: JobResult) -> dict[str, Any]:
     values = {column: getattr(result, column) for column in COLUMNS}
     values["status"] = result.status.value
@@ -84,18 +103,18 @@ def _json(value: Any) -> str:
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[IO[str]]:
+def _replacing(path: Path, *, binary: bool) -> Iterator[IO[Any]]:
     """Open a file that takes the place of `path` when all went well, and else leaves no trace."""
     file = str(path)
     target = path.resolve()
     if target.is_dir():
         raise InputError("is a directory", file=file, mend="name a file in it")
     if target.exists() and not target.is_file():
-        with _opened(target, "w", file=file) as stream:  # a terminal or a pipe has no place to take
+        with _opened(target, "w", binary=binary, file=file) as stream:  # a terminal or a pipe has no place to take
             yield stream
         return
     beside = target.with_name(f".{target.name[:200]}.{secrets.token_hex(6)}.part")
-    with _opened(beside, "x", file=file) as stream:
+    with _opened(beside, "x", binary=binary, file=file) as stream:
         try:
             yield stream
             stream.flush()
@@ -108,8 +127,10 @@ def _replacing(path: Path) -> Iterator[IO[str]]:
             raise
 
 
-def _opened(path: Path, mode: Literal["w", "x"], *, file: str) -> IO[str]:
+def _opened(path: Path, mode: Literal["w", "x"], *, binary: bool, file: str) -> IO[Any]:
     try:
+        if binary:
+            return path.open(f"{mode}b")
         # Half a surrogate pair in a reply must not cost the whole file of results.
         return path.open(mode, encoding="utf-8", errors="backslashreplace", newline="")
     except FileNotFoundError as exc:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_json
@@ -22,6 +22,9 @@ from schemas.template import TemplateError
 SPECIAL_COLUMNS = ("custom_id", "thread_id", "message", "metadata")
 CUSTOM_ID_MAX_CHARS = 512
 
+# What a row's number is that of: a physical line of the file, or where it has none, the row itself.
+Counted = Literal["line", "row"]
+
 _IDENTIFIER: TypeAdapter[str] = TypeAdapter(Identifier)
 _ID_MEND = "use letters, digits and . _ : @ -, at most 200, beginning with a letter or digit"
 
@@ -30,8 +33,8 @@ _ID_MEND = "use letters, digits and . _ : @ -, at most 200, beginning with a let
 class BadRow:
     """A row that cannot become a job.
 
-    `row` counts the rows of the file from 0, `line` the physical lines from 1. `job` is
-    what is left of the row, for a record that stands in for it in the results.
+    `row` counts the rows of the file from 0, `line` the physical lines from 1, or the rows where
+    `counted` says so. `job` is what is left of the row, for a record that stands in for it in the results.
     """
 
     file: str
@@ -42,11 +45,13 @@ class BadRow:
     what: str
     mend: str
     job: InvokeJob
+    counted: Counted = "line"
 
     @property
     def problem(self) -> InputError:
         """Return the row's problem as an error, with its text for a user."""
-        return InputError(self.what, file=self.file, line=self.line, column=self.column, mend=self.mend)
+        place = {self.counted: self.line}
+        return InputError(self.what, file=self.file, column=self.column, mend=self.mend, **place)
 
     @property
     def rejection(self) -> Rejection:
@@ -77,6 +82,7 @@ class RowJobs:
         version: int | None,
         file: str,
         seen_ids: SeenIds | None,
+        counted: Counted = "line",
     ) -> None:
         """Make jobs of `assistant`, pinned to `version` if one is given.
 
@@ -90,6 +96,7 @@ class RowJobs:
         self._message_needed = assistant.needs_a_message
         self._file = file
         self._seen_ids = seen_ids
+        self._counted = counted
 
     def make(self, record: Record, *, row: int) -> WrittenJob | BadRow:
         """Return the job of a row, or what is wrong with it; empties the record's values."""
@@ -162,7 +169,7 @@ class RowJobs:
         if first_line is not None:
             raise _RowFaultError(
                 Fault(
-                    f"'{custom_id}' stands in line {first_line} too",
+                    f"'{custom_id}' stands in {self._counted} {first_line} too",
                     "give each row an id of its own",
                     column="custom_id",
                     custom_id=custom_id,
@@ -202,6 +209,7 @@ class RowJobs:
             what=fault.what,
             mend=fault.mend,
             job=self._shared.model_copy(update={"custom_id": custom_id} if custom_id else None),
+            counted=self._counted,
         )
 
 

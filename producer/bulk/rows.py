@@ -1,4 +1,4 @@
-"""Rows of a CSV or JSON Lines file, each as a job or as what is wrong with it.
+"""Rows of a CSV, JSON Lines or Parquet file, each as a job or as what is wrong with it.
 
 A column (in JSON Lines a key) is the variable of that name, except `custom_id`,
 `thread_id`, `message` (an extra user message) and `metadata` (a JSON object). A problem of
@@ -13,12 +13,14 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from producer.bulk.csv_rows import CsvRows
 from producer.bulk.jsonl_rows import JsonlRows
 from producer.bulk.lines import FIELD_MAX_BYTES, ROW_MAX_BYTES, Lines, open_input
 from producer.bulk.needs import Needs, needs_of
-from producer.bulk.row_jobs import SPECIAL_COLUMNS, BadRow, RowJobs
+from producer.bulk.parquet_rows import ParquetRows
+from producer.bulk.row_jobs import SPECIAL_COLUMNS, BadRow, Counted, RowJobs
 from producer.bulk.seen_ids import SeenIds
 from producer.written_job import WrittenJob
 from schemas import AssistantConfig, InputError
@@ -38,7 +40,7 @@ __all__ = [
 
 BAD_ROWS_KEPT = 1_000
 _BAD_ROWS_SHOWN = 10
-_READERS: dict[str, type[CsvRows | JsonlRows]] = {".csv": CsvRows, ".jsonl": JsonlRows, ".ndjson": JsonlRows}
+_SUFFIXES = (".csv", ".jsonl", ".ndjson", ".parquet")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,20 +63,23 @@ def read_rows(
     first row or when it is met, for what is wrong with the file as a whole.
     """
     file = str(path)
-    reader = _READERS.get(path.suffix.lower())
-    if reader is None:
+    if path.suffix.lower() not in _SUFFIXES:
         raise InputError(
             f"cannot tell its format from the suffix '{path.suffix}'",
             file=file,
-            mend="name the file .csv (CSV with a header) or .jsonl (one JSON object a line)",
+            mend="name the file .csv (CSV with a header), .jsonl (one JSON object a line) or .parquet",
         )
     needs = needs_of(assistant)
     with open_input(path) as stream:
-        records = reader(Lines(stream, file=file), file=file)
+        records = _reader(path, stream)
+        counted: Counted = "line"
         if isinstance(records, CsvRows):
             _check_header(records, assistant, needs, file=file)
+        elif isinstance(records, ParquetRows):
+            counted = "row"
+            _refuse_missing_column(records.columns, assistant, needs, file=file)
         seen_ids = None if unique_ids else SeenIds()
-        jobs = RowJobs(assistant, needs=needs, version=version, file=file, seen_ids=seen_ids)
+        jobs = RowJobs(assistant, needs=needs, version=version, file=file, seen_ids=seen_ids, counted=counted)
         row = -1
         for row, record in enumerate(records):
             yield jobs.make(record, row=row)
@@ -118,12 +123,21 @@ def fingerprint(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def _reader(path: Path, stream: BinaryIO) -> CsvRows | JsonlRows | ParquetRows:
+    file = str(path)
+    match path.suffix.lower():
+        case ".csv":
+            return CsvRows(Lines(stream, file=file), file=file)
+        case ".parquet":
+            return ParquetRows(stream, file=file)
+        case _:
+            return JsonlRows(Lines(stream, file=file), file=file)
+
+
 def _check_header(records: CsvRows, assistant: AssistantConfig, needs: Needs, *, file: str) -> None:
     """Refuse a header that is data, or that lacks a column which every row needs."""
     columns = records.columns
-    needed = sorted(needs.names)
-    if assistant.needs_a_message:
-        needed.append("message")
+    needed = _needed(assistant, needs)
     missing = [name for name in needed if name not in columns]
     known = any(name in SPECIAL_COLUMNS or needs.mentions(name) for name in columns)
     if (missing or needs.sources) and not known:
@@ -134,16 +148,29 @@ def _check_header(records: CsvRows, assistant: AssistantConfig, needs: Needs, *,
             line=records.header_line,
             mend=f"write a first line that names the columns, such as `{example}`",
         )
+    _refuse_missing_column(columns, assistant, needs, file=file, header_line=records.header_line)
+
+
+def _refuse_missing_column(
+    columns: list[str], assistant: AssistantConfig, needs: Needs, *, file: str, header_line: int | None = None
+) -> None:
+    """Refuse a file that lacks a column which every row needs."""
+    missing = [name for name in _needed(assistant, needs) if name not in columns]
     if missing:
         names = ", ".join(f"'{name}'" for name in columns)
         reason = "the assistant has no template" if missing[0] == "message" else "the template needs it"
+        where = "file" if header_line is None else "header"
         raise InputError(
-            f"there is no such column, and {reason}; the header has {names}",
+            f"there is no such column, and {reason}; the {where} has {names}",
             file=file,
-            line=records.header_line,
+            line=header_line,
             column=missing[0],
             mend="add the column, or rename the one that holds it",
         )
+
+
+def _needed(assistant: AssistantConfig, needs: Needs) -> list[str]:
+    return [*sorted(needs.names), *(["message"] if assistant.needs_a_message else [])]
 
 
 def _refuse_pipe(path: Path) -> None:

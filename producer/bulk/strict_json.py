@@ -57,6 +57,12 @@ def type_name(value: Any) -> str:
             return "an object"
 
 
+def size_bytes(value: Any) -> int:
+    """Return how many bytes a value takes: a text as it is, anything else as JSON."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return len(text.encode())
+
+
 def _finite(text: str) -> float:
     number = float(text)
     if math.isinf(number):

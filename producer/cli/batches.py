@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 
 import click
 
-from producer.bulk.results import write_results
+from producer.bulk.results import FORMATS, ResultsFormat, write_results
 from producer.cli import access
 from producer.cli.console import BatchProgress, batch_json, batch_lines, batches_table, out, print_json, say
 from producer.client import Producer
@@ -58,7 +58,7 @@ def status(batch_id: str | None, *, watch: bool, as_json: bool) -> None:
 @click.command()
 @click.argument("batch_id", metavar="BATCH")
 @click.option(
-    "--format", "format_", type=click.Choice(["csv", "jsonl"]), help="[default: by the suffix of --out, else csv]"
+    "--format", "format_", type=click.Choice(list(FORMATS.values())), help="[default: by the suffix of --out, else csv]"
 )
 @click.option("--out", "out_path", type=click.Path(path_type=Path), help="File to write; standard output without it.")
 def results(batch_id: str, *, format_: str | None, out_path: Path | None) -> None:
@@ -68,14 +68,15 @@ def results(batch_id: str, *, format_: str | None, out_path: Path | None) -> Non
     """
     settings = Settings.from_env()
     if format_ is None:
-        format_ = "jsonl" if out_path is not None and out_path.suffix == ".jsonl" else "csv"
+        format_ = FORMATS.get(out_path.suffix, "csv") if out_path is not None else "csv"
+    stdout = sys.stdout.buffer if format_ == "parquet" else sys.stdout
+    if format_ == "parquet" and out_path is None and sys.stdout.isatty():
+        raise click.UsageError("--format parquet is nothing to look at; name a file with --out")
     with access.database(settings) as engine:
         records = Records(engine)
         with access.queue(settings) as producer:
             current = _find(producer, records, batch_id)
-        count = write_results(
-            records.results(batch_id), out_path or sys.stdout, format=cast('Literal["csv", "jsonl"]', format_)
-        )
+        count = write_results(records.results(batch_id), out_path or stdout, format=cast("ResultsFormat", format_))
     if out_path is not None:
         say(f"{count} results: {out_path}")
     if not current.ended:

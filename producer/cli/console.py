@@ -92,6 +92,35 @@ def counted(rows: Iterable[Row], *, total: int, what: str) -> Iterator[Row]:
             yield row
 
 
+class Steps:
+    """Shows how far work of unknown length is: beside a spinner on a terminal, else a line every few seconds."""
+
+    def __init__(self, what: str) -> None:
+        """Do `what`."""
+        self._what = what
+        self._told_s = time.monotonic()
+        self._status = err.status(what) if err.is_terminal else None
+
+    def __enter__(self) -> Steps:
+        """Begin to show."""
+        if self._status is not None:
+            self._status.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Stop."""
+        if self._status is not None:
+            self._status.stop()
+
+    def update(self, so_far: str) -> None:
+        """Show what was done so far."""
+        if self._status is not None:
+            self._status.update(f"{self._what}: {so_far}")
+        elif time.monotonic() - self._told_s >= _PLAIN_PROGRESS_EVERY_S:
+            self._told_s = time.monotonic()
+            say(f"{self._what}: {so_far}")
+
+
 class BatchProgress:
     """Shows a batch's progress: a bar on a terminal, else a line every few seconds."""
 

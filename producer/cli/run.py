@@ -17,7 +17,8 @@ from typing import Any
 import click
 
 from producer.assistants import Assistants
-from producer.bulk.results import ResultsFormat, write_results
+from producer.bulk import parquet_library
+from producer.bulk.results import FORMATS, write_results
 from producer.cli import access
 from producer.cli.console import (
     BatchProgress,
@@ -76,7 +77,7 @@ class Wall:
     "--out",
     "out_path",
     type=click.Path(path_type=Path),
-    help="Results, .csv or .jsonl. [default: FILE-results.csv beside FILE]",
+    help="Results, .csv, .jsonl or .parquet. [default: FILE-results.csv beside FILE]",
 )
 @click.option("--webhook", metavar="URL", help="Called once, signed, when the batch ends.")
 @click.option(
@@ -103,7 +104,7 @@ def run(
     expect: str | None,
     as_json: bool,
 ) -> None:
-    """Run every row of FILE (CSV or JSONL) through an assistant and write the results.
+    """Run every row of FILE (CSV, JSONL or Parquet) through an assistant and write the results.
 
     Starts what is not configured: a queue, workers, and without ASSISTQ_PROVIDER_BASE_URL
     the local model. Run the same command again after an interruption: it goes on where it
@@ -162,9 +163,9 @@ def _tell_before(before: BatchStatus, *, webhook: str | None) -> None:
 
 def _written(records: Records, status: BatchStatus, out_path: Path) -> BatchStatus:
     """Write the results, and return the status with their counts: rows may have been retried since it ended."""
-    kind: ResultsFormat = "jsonl" if out_path.suffix == ".jsonl" else "csv"
     counts: Counter[Status] = Counter()
-    written = write_results(_counted(records.results(status.batch_id), counts), out_path, format=kind)
+    counted_results = _counted(records.results(status.batch_id), counts)
+    written = write_results(counted_results, out_path, format=FORMATS[out_path.suffix])
     if written < status.finished:
         raise AssistqError(
             f"the database holds the results of {written} of {status.finished} rows: it is not the one of the run, "
@@ -399,8 +400,8 @@ def _refuse_no_price(settings: Settings, lane: Lane) -> None:
 
 def _results_path(file: Path, out_path: Path | None) -> Path:
     path = out_path or file.with_name(f"{file.stem}-results.csv")
-    if path.suffix not in (".csv", ".jsonl"):
-        raise InputError(f"--out {path}: the format is told by the suffix", mend="name it .csv or .jsonl")
+    if path.suffix not in FORMATS:
+        raise InputError(f"--out {path}: the format is told by the suffix", mend="name it .csv, .jsonl or .parquet")
     if path.resolve() == file.resolve():
         raise InputError(f"--out {path} would overwrite the input", mend="name another file")
     # Now, not after everything was paid for.
@@ -410,6 +411,8 @@ def _results_path(file: Path, out_path: Path | None) -> Path:
         raise InputError(f"--out {path}: there is no directory {path.parent}", mend="create it, or name another file")
     if not os.access(path.parent, os.W_OK):
         raise InputError(f"--out {path}: {path.parent} cannot be written to", mend="name another file with --out")
+    if FORMATS[path.suffix] == "parquet":
+        parquet_library.load(file=f"--out {path}")
     return path
 
 

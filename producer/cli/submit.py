@@ -48,7 +48,7 @@ def submit(
     skip_bad_rows: bool,
     as_json: bool,
 ) -> None:
-    """Enqueue every row of FILE (CSV or JSONL) and print the batch id.
+    """Enqueue every row of FILE (CSV, JSONL or Parquet) and print the batch id.
 
     Submitting the same file for the same assistant again enqueues only what is missing.
     """

@@ -85,7 +85,7 @@ Arguments = Callable[[Installation], tuple[object, ...]]
 OPTIONS: dict[str, tuple[Arguments, tuple[str, ...]]] = {
     "results over the input": (lambda shell: ("--out", shell.reviews(2)), ("would overwrite the input",)),
     "results in no directory": (lambda _: ("--out", "no/out.csv"), ("there is no directory no; create it",)),
-    "results in no known format": (lambda _: ("--out", "out.txt"), ("name it .csv or .jsonl",)),
+    "results in no known format": (lambda _: ("--out", "out.txt"), ("name it .csv, .jsonl or .parquet",)),
     "a webhook that is no URL": (lambda _: ("--webhook", "example.com/hook"), ("'example.com/hook' is no address",)),
     "an expected column that is none": (lambda _: ("--expect", "gold"), ("--expect gold: no such column",)),
     "an assistant that is not stored": (lambda _: ("--assistant", "a/b/c"), ("a/b/c has no environment 'production'",)),

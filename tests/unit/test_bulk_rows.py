@@ -159,14 +159,14 @@ class TestFilesThatAreRefused:
 
     def test_a_directory(self, tmp_path):
         (tmp_path / "in.csv").mkdir()
-        assert refusal_of(tmp_path / "in.csv") == "in.csv: is a directory; name a CSV or JSONL file in it"
+        assert refusal_of(tmp_path / "in.csv") == "in.csv: is a directory; name a CSV, JSONL or Parquet file in it"
 
     @pytest.mark.parametrize("name", ["in.xlsx", "in"])
     def test_a_suffix_that_tells_no_format(self, written, name):
         suffix = name.removeprefix("in")
         assert refusal_of(written("review\nx\n", name=name)) == (
             f"{name}: cannot tell its format from the suffix '{suffix}'; "
-            "name the file .csv (CSV with a header) or .jsonl (one JSON object a line)"
+            "name the file .csv (CSV with a header), .jsonl (one JSON object a line) or .parquet"
         )
 
     @pytest.mark.parametrize("text", ["", "\n \n", "\ufeff"])

@@ -108,6 +108,7 @@ def test_every_event_of_the_core_is_a_line_with_its_ids_and_level() -> None:
     )
     assert {line["event"]: line["level"] for line in lines} == {
         "job_started": "info",
+        "old_rows_pruned": "info",
         "limiter_waited": "debug",
         "provider_called": "info",
         "job_snoozed": "info",

@@ -41,6 +41,7 @@ from worker.events import (
     JobsRecovered,
     JobStarted,
     LimiterWaited,
+    OldRowsPruned,
     ProviderCalled,
     ServiceFault,
     StaleWorkRefused,
@@ -67,6 +68,7 @@ ONE_OF_EACH: tuple[Event, ...] = (
     JobsRecovered(4),
     StaleWorkRefused("j", "b", "settle"),
     WebhookAttempted("d", "b", None, "batch.completed", "delivered", 200, 0.1),
+    OldRowsPruned({"jobs": 3}),
     ServiceFault("sql", "away"),
 )
 EXPECTED = {

@@ -1,0 +1,227 @@
+"""What ended long ago is deleted from SQL step by step, and nothing that is still of use."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+import redis
+from sqlalchemy import Engine, func
+from sqlmodel import Session, col, select
+
+from schemas import names
+from schemas.database import engine_for, ensure_tables
+from schemas.queue_in_use import QueueInUse
+from schemas.retention import STEP_ROWS, Kind, Retention
+from schemas.tables import Batch, Delivery, Job, Thread, ThreadMessage
+
+NOW = datetime.now(UTC)
+OLD, YOUNG = NOW - timedelta(days=40), NOW - timedelta(days=10)
+BEFORE = NOW - timedelta(days=30)
+WORKSPACE = "acme"
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    engine = engine_for(database_url)
+    ensure_tables(engine)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def queue(valkey_url: str) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(valkey_url) as client:
+        yield client
+
+
+def a_job(id: str, at: datetime, **fields: Any) -> Job:  # noqa: A002 - the column's name
+    known: dict[str, Any] = {
+        "workspace": WORKSPACE,
+        "assistant": "acme/reviews/sentiment",
+        "status": "succeeded",
+        "epoch": 1,
+        "variables": {},
+        "job_metadata": {},
+        "enqueued_at": at,
+        "finished_at": at,
+    }
+    return Job(**{**known, "id": id, **fields})
+
+
+def a_batch(id: str, at: datetime, *, jobs: int = 0, job_at: datetime | None = None, **fields: Any) -> list[Any]:  # noqa: A002
+    numbers: dict[str, Any] = {
+        "total": jobs,
+        "counts": {"succeeded": jobs},
+        "requests": 0,
+        "prompt_tokens": 0,
+        "completion_tokens": 0,
+    }
+    batch = Batch(id=id, workspace=WORKSPACE, state="completed", created_at=at, finished_at=at, **numbers, **fields)
+    return [batch, *(a_job(f"{id}.{row}", job_at or at, batch_id=id, row=row) for row in range(jobs))]
+
+
+def a_thread(id: str, *messages_at: datetime) -> list[Any]:  # noqa: A002
+    rows = [
+        ThreadMessage(
+            workspace=WORKSPACE,
+            thread_id=id,
+            position=position,
+            job_id=f"{id}-{position // 2}",
+            role="user",
+            content="x",
+            message={"role": "user"},
+            created_at=at,
+        )
+        for position, at in enumerate(messages_at)
+    ]
+    created_at = min(messages_at, default=OLD)
+    return [Thread(workspace=WORKSPACE, id=id, provider_refs={}, created_at=created_at), *rows]
+
+
+def a_delivery(id: str, state: str, at: datetime) -> Delivery:  # noqa: A002
+    return Delivery(
+        id=id,
+        workspace=WORKSPACE,
+        event_type="batch.completed",
+        url="https://example.com",
+        body="{}",
+        state=state,
+        next_attempt_at=at,
+        created_at=at,
+    )
+
+
+def put(engine: Engine, *rows: Any) -> None:
+    with Session(engine) as session:
+        for row in rows:
+            session.add_all(row if isinstance(row, list) else [row])
+        session.commit()
+
+
+def ids(engine: Engine, table: Any) -> list[str]:
+    with Session(engine) as session:
+        return sorted(session.exec(select(table.id)))
+
+
+def pruned(engine: Engine, queue: redis.Redis | None = None, *, dry_run: bool = False) -> Counter[Kind]:
+    retention = Retention(engine, QueueInUse(queue), before=BEFORE, dry_run=dry_run)
+    return sum(retention.steps(), Counter[Kind]())
+
+
+def test_what_ended_before_goes_and_what_ended_since_stays(engine: Engine, queue: redis.Redis) -> None:
+    put(
+        engine,
+        a_batch("old", OLD, jobs=3),
+        # A batch goes as a whole, when all of it is old.
+        a_batch("long", YOUNG, jobs=2, job_at=OLD),
+        a_job("single-old", OLD),
+        a_job("single-young", YOUNG),
+        # Of a batch that has not ended: no row of it is there.
+        a_job("running.0", OLD, batch_id="running", row=0),
+        a_thread("silent", OLD, OLD),
+        a_thread("empty"),
+        a_thread("alive", OLD, OLD, YOUNG, YOUNG),
+        a_delivery("delivered", "delivered", OLD),
+        a_delivery("given-up", "failed", OLD),
+        a_delivery("young", "delivered", YOUNG),
+        a_delivery("pending", "pending", OLD),
+    )
+    counts = {Kind.JOBS: 4, Kind.BATCHES: 1, Kind.THREADS: 2, Kind.MESSAGES: 2, Kind.DELIVERIES: 2}
+    assert pruned(engine, queue, dry_run=True) == counts
+    assert len(ids(engine, Job)) == 8
+    assert pruned(engine, queue) == counts
+    assert ids(engine, Job) == ["long.0", "long.1", "running.0", "single-young"]
+    assert ids(engine, Batch) == ["long"]
+    assert ids(engine, Thread) == ["alive"]
+    assert len(ids(engine, ThreadMessage)) == 4
+    assert ids(engine, Delivery) == ["pending", "young"]
+    assert pruned(engine, queue) == Counter()
+
+
+def test_what_the_queue_still_holds_stays(engine: Engine, queue: redis.Redis) -> None:
+    put(engine, a_job("settled", OLD), a_job("ended", OLD), a_thread("waits", OLD), a_thread("silent", OLD))
+    # Its worker was lost between SQL and Redis: without the row the next one would run it again.
+    queue.hset(names.job("settled"), "state", "running")
+    queue.rpush(names.thread(WORKSPACE, "waits"), "a-job")
+    assert pruned(engine, queue) == {Kind.JOBS: 1, Kind.THREADS: 1, Kind.MESSAGES: 1}
+    assert ids(engine, Job) == ["settled"]
+    assert ids(engine, Thread) == ["waits"]
+
+
+def test_a_thread_that_gets_a_job_while_it_is_deleted_is_whole(engine: Engine) -> None:
+    put(engine, a_thread("wakes", OLD, OLD), a_thread("silent", OLD))
+
+    class WakesUp(QueueInUse):
+        looks = 0
+
+        def threads(self, threads: Any) -> Any:
+            self.looks += 1
+            return {(WORKSPACE, "wakes")} if self.looks > 1 else set()
+
+    steps = list(Retention(engine, WakesUp(None), before=BEFORE).steps())
+    assert sum(steps, Counter[Kind]()) == Counter()
+    assert ids(engine, Thread) == ["silent", "wakes"]
+    assert len(ids(engine, ThreadMessage)) == 3
+
+
+def test_a_batch_stays_while_one_that_ran_it_anew_does(engine: Engine, queue: redis.Redis) -> None:
+    put(
+        engine,
+        a_batch("first", OLD, jobs=1),
+        a_batch("second", OLD + timedelta(hours=1), jobs=1, retry_of="first"),
+        a_batch("third", YOUNG, jobs=1, retry_of="second"),
+        a_batch("retried-now", OLD, jobs=1),
+        a_batch("a", OLD, jobs=1),
+        a_batch("b", OLD + timedelta(hours=1), jobs=1, retry_of="a"),
+    )
+    queue.zadd(names.BATCHES, {"now": 1})
+    queue.hset(names.batch("now"), "retry_of", "retried-now")
+    counts = {Kind.BATCHES: 2, Kind.JOBS: 2}
+    assert pruned(engine, queue, dry_run=True) == counts
+    assert pruned(engine, queue) == counts
+    assert ids(engine, Batch) == ["first", "retried-now", "second", "third"]
+    assert ids(engine, Job) == ["first.0", "retried-now.0", "second.0", "third.0"]
+
+
+def test_no_transaction_deletes_many_rows_and_the_batch_goes_last(engine: Engine) -> None:
+    jobs = 2 * STEP_ROWS + 1
+    put(engine, a_batch("large", OLD, jobs=jobs), *(a_thread(f"t{number}", *[OLD] * 30) for number in range(40)))
+    seen: Counter[Kind] = Counter()
+    for step in Retention(engine, QueueInUse(None), before=BEFORE).steps():
+        assert step.total() <= STEP_ROWS
+        seen += step
+        if seen[Kind.JOBS] < jobs:
+            assert ids(engine, Batch) == ["large"]
+    assert seen == {Kind.JOBS: jobs, Kind.BATCHES: 1, Kind.THREADS: 40, Kind.MESSAGES: 1200}
+
+
+def test_a_round_that_stopped_anywhere_is_finished_by_the_next_and_two_at_once_do_no_harm(engine: Engine) -> None:
+    put(engine, a_batch("large", OLD, jobs=STEP_ROWS + 1), a_thread("t", OLD), a_delivery("d", "delivered", OLD))
+    next(Retention(engine, QueueInUse(None), before=BEFORE).steps())
+    assert len(ids(engine, Job)) == 1
+    rounds = [threading.Thread(target=pruned, args=(engine,)) for _ in range(3)]
+    for each in rounds:
+        each.start()
+    for each in rounds:
+        each.join()
+    for table in (Job, Batch, Thread, ThreadMessage, Delivery):
+        assert ids(engine, table) == []
+
+
+def test_others_write_between_the_steps(engine: Engine, database_url: str) -> None:
+    put(engine, *(a_job(f"old-{number}", OLD) for number in range(3 * STEP_ROWS)))
+    other = engine_for(database_url)
+    written = 0
+    for _ in Retention(engine, QueueInUse(None), before=BEFORE).steps():
+        # Would wait for ever if a step held its lock on.
+        put(other, a_job(f"new-{written}", NOW))
+        written += 1
+    assert written == 3
+    with Session(other) as session:
+        assert session.exec(select(func.count()).select_from(Job).where(col(Job.finished_at) == NOW)).one() == written
+    other.dispose()
