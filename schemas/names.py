@@ -6,7 +6,7 @@ server's clock.
 
 | key | type | holds |
 | --- | --- | --- |
-| `aq:job:<job>` | hash | one job that has not ended: `record` (JSON of JobRecord), `state` (waiting, released, running, snoozed, blocked), `epoch`, `priority` (I, B), `route`, `batch`, `thread`, `enqueued_ms`; once they matter `owner` (the claim's token), `attempts`, `cancelled` |
+| `aq:job:<job>` | hash | one job that has not ended: `record` (JSON of JobRecord), `state` (waiting, released, running, snoozed, blocked), `epoch`, `priority` (I, B), `route`, `batch`, `thread`, `enqueued_ms`; once they matter `owner` (the claim's token), `attempts`, `cancelled`, `deaths` (leases that ended while it ran) |
 | `aq:journal:<job>` | list | the job's finished steps, JSON, oldest first |
 | `aq:result:<job>` | string | JSON of JobResult; kept RESULT_TTL_S after the end |
 | `aq:line:<line>` | list | waiting jobs of one batch, priority and assistant, head runs first; `<line>` is JobRecord.line |

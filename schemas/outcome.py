@@ -63,6 +63,7 @@ class Code(StrEnum):
     RATE_LIMITED = "rate_limited"
     LIMITER_WAIT = "limiter_wait"
     STORE_AWAY = "store_away"
+    SUSPECT_WAIT = "suspect_wait"
     SHUTTING_DOWN = "shutting_down"
 
 

@@ -84,6 +84,7 @@ pytestmark = pytest.mark.anyio
 
 DEADLINE_S = 20
 MAX_ATTEMPTS = 3
+MAX_KILLS = 3
 LABEL = OutputSpec(type="enum", enum=("positive", "negative"))
 LANE = Lane(WORKSPACE, "127.0.0.1", "m1")
 PLENTY = LaneLimits(rpm=100_000, tpm=100_000_000, burst_s=60)
@@ -139,6 +140,7 @@ class Worker:
             events=self.events,
             default_model=None,
             max_attempts=MAX_ATTEMPTS,
+            max_kills=MAX_KILLS,
         )
 
     def _hear(self, event: Event) -> None:

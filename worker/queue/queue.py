@@ -60,7 +60,7 @@ class Claimed:
     """A job that is ours until its lease ends.
 
     `lane_key` is the lane whose room it was given, if that was known; `cancelled` says that it is to end
-    without another call.
+    without another call. `deaths` is how often a lease on it ended while it ran.
     """
 
     record: JobRecord
@@ -71,6 +71,7 @@ class Claimed:
     journal: tuple[AnyStep, ...]
     lane_key: str | None = None
     cancelled: bool = False
+    deaths: int = 0
 
     @property
     def hint(self) -> Hint:
@@ -132,7 +133,7 @@ class JobQueue:
         )
         if reply is None:
             return None
-        raw, attempts, enqueued_ms, now_ms, lane_key, cancelled, *entries = reply
+        raw, attempts, enqueued_ms, now_ms, lane_key, cancelled, deaths, *entries = reply
         try:
             record, journal = JobRecord.model_validate_json(raw), tuple(parse_step(entry) for entry in entries)
         except ValidationError as exc:
@@ -147,6 +148,7 @@ class JobQueue:
             journal=journal,
             lane_key=_text(lane_key) or None,
             cancelled=bool(cancelled),
+            deaths=int(deaths),
         )
 
     async def meets(self, claimed: Claimed, lane: Lane) -> bool:
