@@ -56,6 +56,8 @@ class SqlStore:
         self._engine = engine
         if engine.dialect.name == "postgresql":
             event.listen(engine, "connect", _end_idle_transactions)
+            # Idle connections of before have not heard of it.
+            engine.dispose()
         groups = _SQLITE_GROUPS if engine.dialect.name == "sqlite" else _SERVER_GROUPS
         # One of each kind, and the ends of batches.
         self._threads = ThreadPoolExecutor(2 * groups + 1, thread_name_prefix="store")
