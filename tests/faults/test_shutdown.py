@@ -34,8 +34,9 @@ def shared(servers_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 @pytest.fixture
 def works(shared: Works) -> Works:
-    """The works, with one new worker."""
+    """The works, with one new worker and a new log."""
     shared.kill()
+    shared.log.write_bytes(b"")
     shared.start()
     return shared
 
