@@ -65,6 +65,7 @@ class Code(StrEnum):
     LIMITER_WAIT = "limiter_wait"
     BUDGET_WAIT = "budget_wait"
     STORE_AWAY = "store_away"
+    SUSPECT_WAIT = "suspect_wait"
     SHUTTING_DOWN = "shutting_down"
 
 

@@ -144,6 +144,11 @@ class Settings(BaseSettings):
                 return None
 
     @property
+    def shutdown_within_s(self) -> float:
+        """Return by when a worker that was told to end has done so, all its processes, also if something hangs."""
+        return self.shutdown_grace_s + 10.0
+
+    @property
     def provider_configured(self) -> bool:
         """Return whether any provider, native or hosting assistants, can be asked."""
         return any((self.provider_base_url, self.langdock_api_key, self.langtail_api_key, self.agent_base_url))

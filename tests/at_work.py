@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Self, cast
@@ -85,7 +85,7 @@ class Works:
             **settings,
         }
         self.log = directory / "worker.log"
-        self._process: subprocess.Popen[bytes] | None = None
+        self._processes: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Self:
         self._valkey.start()
@@ -107,46 +107,58 @@ class Works:
             crashed = [event for event in self.logged() if event["event"] in {"job_crashed", "uncaught exception"}]
             assert not crashed, crashed
 
-    def start(self) -> None:
-        """Start the worker and wait until all its processes take jobs."""
+    @property
+    def environment(self) -> dict[str, str]:
+        """Return the environment of the worker."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith("ASSISTQ_")}
         path = [str(self._tools()), str(ROOT), *filter(None, [environment.get("PYTHONPATH")])]
-        environment |= {
+        return environment | {
             "ASSISTQ_PROVIDER_BASE_URL": self.provider.base_url,
             **self.settings,
             "PYTHONPATH": os.pathsep.join(path),
         }
+
+    @property
+    def capacity(self) -> int:
+        """Return how many jobs a worker runs at once, with all its processes."""
+        return int(self.settings["ASSISTQ_PROCESSES"]) * int(self.settings["ASSISTQ_THREADS"])
+
+    def start(self) -> int:
+        """Start a worker, beside those that run, wait until all its processes take jobs, and return its pid."""
+        capacity = self.producer.capacity() + self.capacity
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
+            process = subprocess.Popen(
                 [sys.executable, "-m", "worker"],
                 cwd=ROOT,
-                env=environment,
+                env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
             )
-        capacity = int(self.settings["ASSISTQ_PROCESSES"]) * int(self.settings["ASSISTQ_THREADS"])
+        self._processes.append(process)
         until(
-            lambda: self.producer.capacity() == capacity or self._ended(),
+            lambda: self.producer.capacity() == capacity or process.poll() is not None,
             what="every worker process takes jobs",
             timeout_s=BOOTS_WITHIN_S,
         )
-        assert not self._ended(), self.log.read_text("utf-8")
+        assert process.poll() is None, self.log.read_text("utf-8")
+        return process.pid
 
     def kill(self) -> None:
-        """Kill -9 the worker, with all its processes."""
-        if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait(10)
-            self._process = None
+        """Kill -9 the workers, with all their processes."""
+        for process in self._processes:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait(10)
+        self._processes.clear()
         self.redis.delete(redis_names.WORKERS)
 
     @property
     def process_group(self) -> int:
-        """Return the group of the worker's processes, which must run."""
-        assert self._process is not None
-        return self._process.pid
+        """Return the group of the worker's processes, of which one must run."""
+        (process,) = self._processes
+        return process.pid
 
     def start_again(self) -> None:
         """Start the worker anew after a kill; the leases of the killed one are over at once."""
@@ -187,8 +199,7 @@ class Works:
 
     def metrics(self) -> str:
         """Return what `/metrics` says now."""
-        assert self._process is not None
-        address = self.directory / "data" / "metrics" / str(self._process.pid) / "address"
+        address = self.directory / "data" / "metrics" / str(self.process_group) / "address"
         until(address.exists, what="metrics are served")
         return httpx.get(f"http://{address.read_text().strip()}/metrics").raise_for_status().text
 
@@ -229,16 +240,14 @@ class Works:
         site = self.directory / "site"
         info = site / "tools_of_the_tests-1.dist-info"
         info.mkdir(parents=True, exist_ok=True)
-        tools = [f"{name} = tests.tool_functions:{name}" for name in ("echo", "blurt", "spite")]
+        functions = ("echo", "blurt", "spite", "die", "block", "linger")
+        tools = [f"{name} = tests.tool_functions:{name}" for name in functions]
         if not entry_points(group="assistq.tools", name="word_count"):
             # An editable install that was made before the tool was.
             tools.append("word_count = worker.tools.builtin:word_count")
         (info / "METADATA").write_text("Metadata-Version: 2.1\nName: tools-of-the-tests\nVersion: 1\n")
         (info / "entry_points.txt").write_text("\n".join(["[assistq.tools]", *tools, ""]))
         return site
-
-    def _ended(self) -> bool:
-        return self._process is None or self._process.poll() is not None
 
 
 class Scene:

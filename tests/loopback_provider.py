@@ -194,7 +194,7 @@ class LoopbackProvider:
         with self._changed:
             self._queued.extend(replies)
 
-    def wait_for_requests(self, n: int, *, deadline_s: float = 10.0) -> list[Request]:
+    def wait_for_requests(self, n: int, *, deadline_s: float = 60.0) -> list[Request]:
         """Return the requests as soon as there are at least n; TimeoutError after deadline_s."""
         with self._changed:
             if not self._changed.wait_for(lambda: len(self._requests) >= n, timeout=deadline_s):

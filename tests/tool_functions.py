@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import sys
 import threading
 from importlib.metadata import EntryPoint
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
+from tests.processes import until
 from worker.tools.python_functions import GROUP, PythonFunctions
 
 DEADLINE_S = 10.0
@@ -138,6 +142,30 @@ def nul() -> str:
 def large() -> str:
     """Return too much."""
     return "é" * 100_000
+
+
+def die(directory: str) -> str:
+    """Tell that the worker is to be killed for the n-th time, `kill-<n>`, and kill it when there is `go-<n>`."""
+    number = len(list(Path(directory).glob("kill-*"))) + 1
+    Path(directory, f"kill-{number}").touch()
+    until(Path(directory, f"go-{number}").exists, what="it may die", timeout_s=100)
+    os.kill(os.getpid(), signal.SIGKILL)
+    return "alive"
+
+
+def block(directory: str) -> str:
+    """Hold the thread for ever, the first time."""
+    begun = Path(directory, "blocked")
+    if not begun.exists():
+        begun.touch()
+        threading.Event().wait()
+    return "done"
+
+
+def linger() -> str:
+    """Leave a thread behind for which Python waits."""
+    threading.Thread(target=threading.Event().wait, name="lingering", daemon=False).start()
+    return "left it"
 
 
 class Counter:

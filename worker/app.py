@@ -10,7 +10,7 @@ import asyncio
 import os
 import resource
 import socket
-import time
+import sys
 import uuid
 from collections.abc import Sequence
 from contextlib import suppress
@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 
 import dramatiq
 import httpx
+import structlog
 from dramatiq import Broker, Middleware, Worker
 from dramatiq.asyncio import get_event_loop_thread
 from dramatiq.middleware import AsyncIO
@@ -49,7 +50,7 @@ from worker.limits.estimate_exchange import EstimateExchange
 from worker.limits.learned import Estimates
 from worker.limits.redis_limiter import HOLD_S, RedisLimiter
 from worker.metrics import Metrics
-from worker.parent import die_with_parent, heed_first_sigterm
+from worker.parent import die_with_parent, heed_first_signal
 from worker.providers.agent_endpoint import AgentEndpoint
 from worker.providers.base import Provider
 from worker.providers.langdock import Langdock
@@ -60,6 +61,7 @@ from worker.queue.leases import Leases
 from worker.queue.queue import Hint, JobQueue
 from worker.redis_batch import BatchedRedis
 from worker.retention.rounds import Rounds
+from worker.shutdown import CLOSE_WITHIN_S, Shutdown, threads_left
 from worker.spend.spending import Spending
 from worker.store.sql import SqlStore
 from worker.tools.toolbox import WorkerToolbox
@@ -70,8 +72,6 @@ from worker.webhooks.unrecorded import UnrecordedContent
 # Redis may be away for this many tries, some 40 s, before an operation fails.
 _REDIS_RETRIES = 25
 _REDIS_CONNECTIONS = 64
-# Calls in flight at a shutdown may still end, and are paid for: give them this long.
-SHUTDOWN_TIMEOUT_S = 30.0
 # Without ASSISTQ_THREADS, as in a test of its own; `python -m worker` always says it.
 _DEFAULT_CAPACITY = 64
 _DELIVERIES_IN_FLIGHT = 64
@@ -80,6 +80,9 @@ _SPARE_FILES = 256
 _LEAVE_WITHIN_S = 2.0
 _DELIVERIES_LOOK_EVERY_S = 2.0
 _DELIVERIES_AT_ONCE = 100
+_JOBS_TOLD = 20
+
+_log = structlog.get_logger("assistq.worker")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,7 @@ class _Running:
     flow: Flow
     limiter: RedisLimiter
     sender: WebhookSender
+    leases: Leases
     admission: Admission
     clock: Clock
     queue: JobQueue
@@ -116,13 +120,17 @@ class Runtime(Middleware):
         self._settings = settings
         self._capacity = settings.threads or _DEFAULT_CAPACITY
         self._running: _Running | None = None
-        self._ends_at_s = 0.0
+        self._shutdown = Shutdown(
+            grace_s=settings.shutdown_grace_s, close_within_s=CLOSE_WITHIN_S, on_overrun=self._tell_what_is_left
+        )
+        # What a shutdown that takes too long waits for.
+        self._waits_for = "the start"
         self.actors: actors.Actors | None = None
 
     def after_process_boot(self, broker: Broker) -> None:  # noqa: ARG002 - Dramatiq's signature
         """Tie this process to Dramatiq's master."""
         die_with_parent()
-        heed_first_sigterm()
+        heed_first_signal(self._shutdown.begin)
         _allow_open_files(2 * self._capacity + _SPARE_FILES)
 
     def before_worker_boot(self, broker: Broker, worker: Worker) -> None:  # noqa: ARG002
@@ -131,7 +139,8 @@ class Runtime(Middleware):
 
     def before_worker_shutdown(self, broker: Broker, worker: Worker) -> None:  # noqa: ARG002
         """Release nothing more and end every wait; calls in flight go on."""
-        self._ends_at_s = time.monotonic() + SHUTDOWN_TIMEOUT_S
+        self._shutdown.begin()
+        self._waits_for = "the loops, and then Dramatiq's threads"
         _loop().run_coroutine(self._quiesce(self._parts))
 
     def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:  # noqa: ARG002
@@ -230,6 +239,7 @@ class Runtime(Middleware):
             events=events,
             default_model=settings.model,
             max_attempts=settings.max_attempts,
+            max_kills=settings.max_kills,
         )
         webhooks = webhook_client(max_connections=_DELIVERIES_IN_FLIGHT)
         deliveries = Deliveries(engine)
@@ -296,6 +306,7 @@ class Runtime(Middleware):
             flow=flow,
             limiter=limiter,
             sender=sender,
+            leases=leases,
             admission=admission,
             clock=clock,
             queue=queue,
@@ -318,25 +329,47 @@ class Runtime(Middleware):
         with suppress(TimeoutError, RedisAway):
             async with asyncio.timeout(_LEAVE_WITHIN_S):
                 # No place any more, but alive: else others would take its calls for lost.
-                left_s = max(0.0, self._ends_at_s - time.monotonic()) + _LEAVE_WITHIN_S
+                left_s = self._shutdown.grace_left_s + _LEAVE_WITHIN_S
                 await running.queue.heartbeat(running.process, capacity=0, ttl_s=left_s)
 
     async def _stop(self, running: _Running) -> None:
         # The leases are renewed until the last call has ended.
+        self._waits_for = "the calls in flight"
         for in_flight in (running.jobs, running.webhooks):
-            await in_flight.ended(within_s=self._ends_at_s - time.monotonic())
+            await in_flight.ended(within_s=self._shutdown.grace_left_s)
         await end(running.tasks)
+        self._waits_for = "Redis"
+        # Before all else that could hang: others go on with what was cut off.
+        with suppress(TimeoutError, RedisAway):
+            async with asyncio.timeout(_LEAVE_WITHIN_S):
+                await running.leases.give_back(delay_s=0)
         await running.limiter.aclose()
         # What the last calls taught, the next worker shall know; a courtesy too.
         with suppress(TimeoutError, RedisAway):
             async with asyncio.timeout(_LEAVE_WITHIN_S):
                 await running.queue.leave(running.process)
                 await running.exchange.exchange(all_news=True)
+        self._waits_for = "tools and connections"
         await running.toolbox.aclose()
         for client in running.clients:
             await client.aclose()
         await running.redis.aclose()
+        self._waits_for = "the database"
         await asyncio.to_thread(running.store.close)
+        self._waits_for = "threads"
+
+    def _tell_what_is_left(self) -> None:
+        """Say why this process is ended by force; runs in a thread of its own."""
+        # Dramatiq's pipe to the master may be closed by now.
+        logs.configure(self._settings, stream=sys.__stderr__)
+        jobs = self._running.leases.unfinished if self._running else []
+        _log.error(
+            "shutdown_overrun",
+            waits_for=self._waits_for,
+            jobs=jobs[:_JOBS_TOLD],
+            jobs_count=len(jobs),
+            threads=threads_left(),
+        )
 
     async def _send_jobs(self, hints: list[Hint]) -> None:
         assert self.actors is not None  # noqa: S101 - set right after the broker, below

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
@@ -64,15 +66,16 @@ def _wake(word: asyncio.Future[None]) -> None:
         word.set_result(None)
 
 
-async def end(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    """Cancel the tasks until they have ended.
+async def end(tasks: Iterable[asyncio.Task[Any]], *, within_s: float = math.inf) -> None:
+    """Cancel the tasks until they have ended, or for `within_s`.
 
     Once is not enough: Python 3.11's wait_for, through which the Redis client sends,
     swallows a cancellation that meets the end of its wait.
     """
     every = pending = set(tasks)
-    while pending:
+    deadline_s = time.monotonic() + within_s
+    while pending and time.monotonic() < deadline_s:
         for task in pending:
             task.cancel()
         _, pending = await asyncio.wait(pending, timeout=_CANCEL_AGAIN_S)
-    await asyncio.gather(*every, return_exceptions=True)
+    await asyncio.gather(*(every - pending), return_exceptions=True)

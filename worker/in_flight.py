@@ -11,6 +11,9 @@ from worker.clock import end
 
 T = TypeVar("T")
 
+# How long what is cancelled may take to end. A tool's function may swallow it for ever.
+_HEED_WITHIN_S = 1.5
+
 
 class InFlight(Generic[T]):
     """Runs each item in a task of the event loop, `capacity` of them at a time.
@@ -49,10 +52,13 @@ class InFlight(Generic[T]):
             return self._room.wait_for(lambda: self._count < self._capacity, timeout_s)
 
     async def ended(self, *, within_s: float) -> None:
-        """Return when all that was taken has ended; what has not within the time is cancelled."""
+        """Return when all that was taken has ended; what has not within the time is cancelled.
+
+        What does not heed that either is left to itself.
+        """
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=max(0.0, within_s))
-        await end(list(self._tasks))
+        await end(list(self._tasks), within_s=_HEED_WITHIN_S)
 
     def _begin(self, items: Sequence[T]) -> None:
         for item in items:

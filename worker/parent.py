@@ -1,4 +1,4 @@
-"""Ties a process's life to its parent's."""
+"""Ties a process's life to its parent's, and has it told to end but once."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import Callable
 from types import FrameType
 
 _PR_SET_PDEATHSIG = 1
@@ -24,17 +25,21 @@ def die_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def heed_first_sigterm() -> None:
-    """Have the SIGTERM handler that is installed now called once, and every later SIGTERM ignored.
+def heed_first_signal(begin: Callable[[], None]) -> None:
+    """Have the handlers of SIGTERM and SIGHUP that are installed now called once, after `begin`, and both then ignored.
 
     A killed command's children get several, one for each of its threads that ends. At the
     second one a Dramatiq worker would leave its main thread, and its other threads would go on for ever.
     """
-    handler = signal.getsignal(signal.SIGTERM)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
 
     def once(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        for each in handlers:
+            signal.signal(each, signal.SIG_IGN)
+        begin()
+        handler = handlers[signal.Signals(number)]
         if callable(handler):
             handler(number, frame)
 
-    signal.signal(signal.SIGTERM, once)
+    for number in handlers:
+        signal.signal(number, once)

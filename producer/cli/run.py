@@ -58,7 +58,6 @@ PATIENCE_S = 60.0
 # The end of the batch starts the first attempt at its webhook, which may take its time-out.
 _WEBHOOK_PATIENCE_S = 30.0
 _LOOK_EVERY_S = 0.25
-_STOP_GRACE_S = 35.0
 _OTHERS_TOLD = 3
 _WORKER = DEFAULT_PROCFILE.partition(":")[2].strip()
 
@@ -201,7 +200,6 @@ def _run_batch(
         commands={"worker": _WORKER},
         say=say,
         log_dir=settings.data_dir / "log",
-        grace_s=_STOP_GRACE_S,
         needs_model=kind == "openai",
     ) as system:
         producer = Producer.from_settings(settings, redis_url=system.redis_url)

@@ -56,7 +56,6 @@ def running(
     say: Say,
     output: Output | None = None,
     log_dir: Path | None = None,
-    grace_s: float = 45.0,
     needs_model: bool = True,
 ) -> Iterator[System]:
     """Start the queue and the model where no URL is given, then the commands; end all of it in reverse.
@@ -75,7 +74,7 @@ def running(
             output=output,
             log_dir=log_dir,
             on_failing=failure.note,
-            grace_s=grace_s,
+            grace_s=settings.shutdown_within_s,
         )
         try:
             supervisor.start()

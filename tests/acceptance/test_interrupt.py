@@ -28,7 +28,7 @@ def test_a_run_that_is_interrupted_twice_asks_for_each_row_once_in_all(
     command = ("run", shell.reviews(ROWS), "--assistant", shell.sentiment())
 
     running = shell.start(*command)
-    provider.wait_for_requests(10)
+    provider.wait_for_requests(10, deadline_s=40)
     running.interrupt()
     ended = running.ended()
     assert ended.code == 130, ended.err
@@ -39,7 +39,7 @@ def test_a_run_that_is_interrupted_twice_asks_for_each_row_once_in_all(
     assert 10 <= first < ROWS - IN_FLIGHT_AT_MOST
 
     running = shell.start(*command)
-    provider.wait_for_requests(first + 10)
+    provider.wait_for_requests(first + 10, deadline_s=40)
     running.process.send_signal(signal.SIGTERM)
     ended = running.ended()
     assert ended.code == 143, ended.err

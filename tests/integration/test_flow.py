@@ -89,6 +89,7 @@ pytestmark = pytest.mark.anyio
 
 DEADLINE_S = 20
 MAX_ATTEMPTS = 3
+MAX_KILLS = 3
 LABEL = OutputSpec(type="enum", enum=("positive", "negative"))
 LANE = Lane(WORKSPACE, "127.0.0.1", "m1")
 PLENTY = LaneLimits(rpm=100_000, tpm=100_000_000, burst_s=60)
@@ -147,6 +148,7 @@ class Worker:
             events=self.events,
             default_model=None,
             max_attempts=MAX_ATTEMPTS,
+            max_kills=MAX_KILLS,
         )
 
     def _hear(self, event: Event) -> None:
@@ -1152,3 +1154,76 @@ async def test_no_event_and_no_result_holds_a_secret_or_a_prompt(
 async def test_an_unknown_job_has_no_result(producer: Producer) -> None:
     with pytest.raises(ProducerError, match="not known"):
         ended(producer, "nobody")
+
+
+class TestDeaths:
+    async def die(self, worker: Worker, *, times: int) -> None:
+        """Have all jobs that wait be claimed and lost with their worker, so often."""
+        for _ in range(times):
+            assert all([await worker.queue.claim(hint) for hint in await released(worker.queue)])
+            await worker.lose_leases()
+
+    async def test_a_job_that_ran_at_as_many_deaths_as_it_may_ends_and_nothing_of_it_runs(
+        self, worker: Worker, producer: Producer, loopback_provider: LoopbackProvider
+    ) -> None:
+        batch = producer.enqueue_many([a_job("j")], batch_id="b")
+        await self.die(worker, times=MAX_KILLS)
+        assert await worker.run() == 1
+        result = ended(producer)
+        assert (result.status, result.error_code, result.attempts) == (Status.FAILED, "killed_workers", 0)
+        assert f"{MAX_KILLS} times" in (result.error or "")
+        assert loopback_provider.count == 0
+        told = batch.status()
+        assert told is not None
+        assert told.counts == {Status.FAILED: 1}
+        assert worker.rows()[0].result() == result
+
+    async def test_a_job_whose_end_stands_in_sql_keeps_it_however_often_its_workers_died(
+        self, worker: Worker, producer: Producer, redis_client: Redis
+    ) -> None:
+        producer.enqueue(a_job("j"))
+        await worker.run()
+        # As if each time the worker had died between its commit and its word to Redis.
+        await redis_client.delete(names.result("j"))
+        producer.enqueue(a_job("j"))
+        await self.die(worker, times=MAX_KILLS)
+        await worker.run()
+        assert ended(producer).status is Status.SUCCEEDED
+
+    async def test_a_hint_that_was_lost_and_a_job_that_was_given_back_are_no_deaths(
+        self, worker: Worker, producer: Producer, redis_client: Redis
+    ) -> None:
+        producer.enqueue(a_job("j"))
+        await released(worker.queue)
+        await worker.lose_leases()
+        (hint,) = await released(worker.queue)
+        held = await worker.queue.claim(hint)
+        assert held is not None
+        await worker.queue.snooze(held, delay_s=0, burns_attempt=False, hold_lane=False)
+        assert "deaths" not in await state(redis_client, "j")
+
+    async def test_of_those_that_one_death_more_would_end_one_runs_at_a_time_and_others_beside_it(
+        self, worker: Worker, producer: Producer, loopback_provider: LoopbackProvider, redis_client: Redis
+    ) -> None:
+        for job_id in ("suspect-1", "suspect-2"):
+            producer.enqueue(a_job(job_id))
+        await self.die(worker, times=MAX_KILLS - 1)
+        producer.enqueue(a_job("innocent"))
+        go = threading.Event()
+        loopback_provider.queue(hang_until(go, then=answers("positive")), hang_until(go, then=answers("positive")))
+        running = asyncio.create_task(worker.run())
+        snoozed = await worker.hear(JobSnoozed)
+        await asyncio.to_thread(loopback_provider.wait_for_requests, 2)
+        assert (snoozed.code, loopback_provider.count) == ("suspect_wait", 2)
+        waiting = await state(redis_client, snoozed.job_id)
+        assert (waiting["state"], waiting.get("attempts")) == ("snoozed", None)
+        assert await redis_client.zscore(names.LEASES, snoozed.job_id) is None
+        # It comes back, and the place is still taken.
+        await worker.let_waits_end()
+        assert await worker.run() == 1
+        assert len(worker.all(JobSnoozed)) == 2
+        go.set()
+        await running
+        await worker.finish_all()
+        assert {ended(producer, job).status for job in ("suspect-1", "suspect-2", "innocent")} == {Status.SUCCEEDED}
+        assert loopback_provider.count == 3

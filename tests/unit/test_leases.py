@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import Any, cast
 
+import pytest
+
 from schemas import JobRecord
 from tests.given import a_job
+from worker.errors import RedisAway
 from worker.events import Events
 from worker.queue.leases import Leases
 from worker.queue.queue import Claimed, Hint, StaleJobError
@@ -66,3 +69,31 @@ def test_a_renewal_that_crosses_the_last_write_does_not_cancel_it() -> None:
 
 def test_a_renewal_that_crosses_any_other_write_ends_the_job_here() -> None:
     assert asyncio.run(crossed(last_write=False)) == "lease"
+
+
+def test_a_job_that_redis_left_in_the_lurch_is_given_back_when_it_answers_again() -> None:
+    class ReturningQueue:
+        def __init__(self) -> None:
+            self.answers = False
+            self.put_back: list[tuple[str, float]] = []
+
+        async def snooze(self, claimed: Claimed, *, delay_s: float, burns_attempt: bool, hold_lane: bool) -> None:
+            if not self.answers:
+                raise RedisAway("still away")
+            self.put_back.append((claimed.id, delay_s))
+
+    async def scenario() -> None:
+        queue = ReturningQueue()
+        leases = Leases(cast("Any", queue), Events())
+        with pytest.raises(RedisAway):
+            async with leases.held(claimed()):
+                raise RedisAway("away")
+        with pytest.raises(RedisAway):
+            await leases.give_back(delay_s=6)
+        queue.answers = True
+        await leases.give_back(delay_s=6)
+        await leases.give_back(delay_s=6)
+        assert queue.put_back == [("j", 6)]
+        assert leases.unfinished == []
+
+    asyncio.run(scenario())

@@ -39,6 +39,8 @@ LONG_WAIT_S = 120.0
 
 # A workspace whose calls in flight hold the rest of its cap is looked at again after this long.
 BUDGET_RETRY_S = 1.0
+# One death says nothing of who caused it: all jobs of a process die with it.
+DEATHS_AT_LEAST = 2
 
 Random = Callable[[float, float], float]
 
@@ -137,6 +139,25 @@ def decide_crash(error: Exception, *, attempt: int, max_attempts: int, uniform: 
         return Failed(code=Code.INTERNAL_ERROR, error=f"gave up after {attempt} attempts: {what}")
     delay_s = uniform(0, min(BACKOFF_CAP_S, BACKOFF_BASE_S * 2**attempt))
     return Snoozed(delay_s=delay_s, code=Code.INTERNAL_ERROR, reason=what, burns_attempt=True)
+
+
+def decide_deaths(deaths: int, *, max_kills: int) -> Failed | None:
+    """Judge a job whose workers died while they ran it; None while it may run (again)."""
+    if deaths < max(DEATHS_AT_LEAST, max_kills):
+        return None
+    return Failed(
+        code=Code.KILLED_WORKERS,
+        error=f"its worker died or stood still {deaths} times while it ran this job; what it bought until then is "
+        "counted. See the workers' log and the kernel's for why (out of memory, a tool that crashes or blocks), "
+        "then send it again as a new job",
+    )
+
+
+def is_suspect(deaths: int, *, max_kills: int) -> bool:
+    """Return whether one death more would be the last one that the job may cause."""
+    return decide_deaths(deaths, max_kills=max_kills) is None and (
+        decide_deaths(deaths + 1, max_kills=max_kills) is not None
+    )
 
 
 def decide_tools(

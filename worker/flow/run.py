@@ -15,9 +15,10 @@ from worker.clock import Clock
 from worker.errors import RedisAway, without_words
 from worker.events import Events, JobCrashed, JobEnded, JobSnoozed, JobStarted, ServiceFault, StaleWorkRefused
 from worker.flow.converse import Conversation
-from worker.flow.decide import decide_called_off, decide_crash
+from worker.flow.decide import decide_called_off, decide_crash, decide_deaths
 from worker.flow.prepare import Prepared, prepare
 from worker.flow.settle import result_of, settlement_of
+from worker.flow.suspects import Suspects
 from worker.queue.leases import Leases
 from worker.queue.queue import CalledOff, Claimed, Hint, JobQueue, StaleJobError
 from worker.queue.steps import ResultStep
@@ -43,6 +44,7 @@ class Flow:
         events: Events,
         default_model: str | None,
         max_attempts: int,
+        max_kills: int,
     ) -> None:
         """Take the parts; building them is the composition root's work."""
         self._queue = queue
@@ -53,6 +55,8 @@ class Flow:
         self._events = events
         self._default_model = default_model
         self._max_attempts = max_attempts
+        self._max_kills = max_kills
+        self._suspects = Suspects(max_kills=max_kills)
 
     async def run(self, hint: Hint) -> None:
         """Run the job that the hint names as far as it goes now."""
@@ -66,11 +70,12 @@ class Flow:
             return
         try:
             async with self._leases.held(claimed):
-                await self._run(claimed)
+                with self._suspects.place_for(claimed) as wait:
+                    await (self._run(claimed) if wait is None else self._snooze(claimed, wait))
         except StaleJobError as stale:
             self._events.emit(StaleWorkRefused(claimed.id, claimed.batch_id, at=stale.at))
         except RedisAway as away:
-            # The lease will have ended by the time Redis is back; the journal tells how far we were.
+            # It is given back when Redis is (leases.py), or its lease ends; the journal tells how far we were.
             self._events.emit(ServiceFault(part="redis", error=f"job {claimed.id}: {away}"))
 
     async def _claim(self, hint: Hint) -> Claimed | None:
@@ -140,6 +145,10 @@ class Flow:
         goes_on = claimed.called_off is CalledOff.OVER_BUDGET and claimed.journal
         if claimed.called_off is not None and not goes_on:
             return self._ended(claimed, decide_called_off(claimed.called_off))
+        # Before anything else of it is read or run; an end that stands in SQL already is found by the settling.
+        killed = decide_deaths(claimed.deaths, max_kills=self._max_kills)
+        if killed is not None:
+            return self._ended(claimed, killed)
         try:
             context = await self._store.context(claimed.record)
         except StoreAway as away:

@@ -5,12 +5,13 @@
 -- ARGV[1] id, ARGV[2] the hint's epoch, ARGV[3] lease in ms, ARGV[4] the claim's own token
 --
 -- Returns record, attempts, enqueued_ms, now_ms, the lane under whose name it was let out or '', why it is called
--- off or '', '1' if its batch has a cap or '', then the journal; or nil when the hint is stale: the job ended, was released
+-- off or '', '1' if its batch has a cap or '', how many workers died while they ran it, then the journal; or nil
+-- when the hint is stale: the job ended, was released
 -- again, or another worker has it. A job whose batch or lane was paused meanwhile goes back to its
 -- line. The token lets a claim whose reply was lost be sent again.
 
 local job = redis.call('HMGET', KEYS[1], 'state', 'epoch', 'owner', 'record', 'attempts', 'enqueued_ms', 'batch', 'route',
-  'called_off')
+  'called_off', 'deaths')
 local mine = job[1] == 'running' and job[3] == ARGV[4]
 if job[2] ~= ARGV[2] or (job[1] ~= 'released' and not mine) then
   return nil
@@ -33,7 +34,8 @@ if not redis.call('ZSCORE', 'aq:entering:' .. lane, ARGV[1]) or string.sub(lane,
   lane = ''
 end
 local capped = batch and redis.call('HEXISTS', 'aq:batch:' .. batch, 'spend_cap_nano') == 1
-local reply = { job[4], job[5] or '0', job[6], tostring(now_ms), lane, called_off or '', capped and '1' or '' }
+local reply = { job[4], job[5] or '0', job[6], tostring(now_ms), lane, called_off or '', capped and '1' or '',
+  job[10] or '0' }
 for _, step in ipairs(redis.call('LRANGE', KEYS[2], 0, -1)) do
   reply[#reply + 1] = step
 end

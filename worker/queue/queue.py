@@ -71,6 +71,7 @@ class Claimed:
 
     `lane_key` is the lane whose room it was given, if that was known; `called_off` says that it is to end
     without another call, and why. `capped` says that its batch has a cap.
+    `deaths` is how often a lease on it ended while it ran.
     """
 
     record: JobRecord
@@ -82,6 +83,7 @@ class Claimed:
     lane_key: str | None = None
     called_off: CalledOff | None = None
     capped: bool = False
+    deaths: int = 0
 
     @property
     def hint(self) -> Hint:
@@ -143,7 +145,7 @@ class JobQueue:
         )
         if reply is None:
             return None
-        raw, attempts, enqueued_ms, now_ms, lane_key, called_off, capped, *entries = reply
+        raw, attempts, enqueued_ms, now_ms, lane_key, called_off, capped, deaths, *entries = reply
         try:
             record, journal = JobRecord.model_validate_json(raw), tuple(parse_step(entry) for entry in entries)
         except ValidationError as exc:
@@ -159,6 +161,7 @@ class JobQueue:
             lane_key=_text(lane_key) or None,
             called_off=_called_off(called_off),
             capped=bool(capped),
+            deaths=int(deaths),
         )
 
     async def meets(self, claimed: Claimed, lane: Lane) -> bool:

@@ -10,7 +10,8 @@
 -- A clock that was set back takes every time that is kept here with it.
 --
 -- A job whose lease ended gets a higher epoch at once, so that whatever its lost worker still
--- wants to write is refused. Returns {recovered, due}.
+-- wants to write is refused. If it was running, its worker died with it, or could not renew for as
+-- long: that is counted (`deaths`). Returns {recovered, due}.
 
 local SET_BACK_MS = 1000
 local time = redis.call('TIME')
@@ -41,9 +42,13 @@ end
 local recovered = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now_ms, 'LIMIT', 0, ARGV[1])
 for i = #recovered, 1, -1 do -- each goes to the head of its line, so the first one comes last
   local job = 'aq:job:' .. recovered[i]
-  if redis.call('EXISTS', job) == 1 then
+  local state = redis.call('HGET', job, 'state')
+  if state then
     redis.call('HINCRBY', job, 'epoch', 1)
     end_reservation(recovered[i])
+    if state == 'running' then
+      redis.call('HINCRBY', job, 'deaths', 1)
+    end
     rejoin_line(recovered[i])
   else
     redis.call('ZREM', KEYS[1], recovered[i])

@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import groupby
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from sqlalchemy import Engine, tuple_
+from sqlalchemy import Engine, event, tuple_
 from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlmodel import Session, col, select
@@ -34,6 +34,8 @@ _SQLITE_GROUPS = 1
 _SERVER_GROUPS = 3
 _READS_TOGETHER = 128
 _WRITES_TOGETHER = 128
+# As long as a lease: who is silent for longer has lost its jobs.
+_IDLE_IN_TRANSACTION_S = 6
 
 T = TypeVar("T")
 Item = TypeVar("Item")
@@ -53,6 +55,10 @@ class SqlStore:
     def __init__(self, engine: Engine) -> None:
         """Use this engine; its tables must exist (schemas.database.ensure_tables)."""
         self._engine = engine
+        if engine.dialect.name == "postgresql":
+            event.listen(engine, "connect", _end_idle_transactions)
+            # Idle connections of before have not heard of it.
+            engine.dispose()
         groups = _SQLITE_GROUPS if engine.dialect.name == "sqlite" else _SERVER_GROUPS
         # One of each kind, and the ends of batches.
         self._threads = ThreadPoolExecutor(2 * groups + 1, thread_name_prefix="store")
@@ -161,6 +167,16 @@ class SqlStore:
             known = StoredAssistant(config=AssistantConfig.model_validate(row.config), version=version)
             self._versions[job.address, version] = known
         return known
+
+
+def _end_idle_transactions(connection: Any, _record: Any) -> None:
+    """Have the server end a session of ours that stands still in a transaction.
+
+    A worker that was stopped there holds the rows of its jobs, and who took these over would wait for it.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute(f"SET idle_in_transaction_session_timeout = '{_IDLE_IN_TRANSACTION_S}s'")
+    connection.commit()
 
 
 def _pointers(session: Session, jobs: Iterable[InvokeJob]) -> dict[_Pointer, int]:
