@@ -35,6 +35,7 @@ server's clock.
 | `aq:cells:<lane>`, `aq:tickets:<lane>`, `aq:held:<lane>` | | the lane's ledger of the last minute, who waits for a turn, who has one; see the same |
 | `aq:limited` | zset | lanes with calls waiting or in flight, by when they are looked at for dead owners |
 | `aq:expiry` | hash | when that was done last, see worker/limits/expire.lua |
+| `aq:flush` | string | empty, for a minute; written by who waits for the disk, see producer/confirm.lua |
 | `aq:faults` | hash | lanes that stand still -> JSON of LaneFault |
 """  # noqa: E501 - a table row is one line
 
@@ -64,6 +65,7 @@ WORKERS = f"{PREFIX}:workers"
 BATCHES = f"{PREFIX}:batches"
 ENDING = f"{PREFIX}:ending"
 FAULTS = f"{PREFIX}:faults"
+FLUSH = f"{PREFIX}:flush"
 
 # A producer publishes here after each enqueue, so that an idle worker need not poll fast.
 WAKE_CHANNEL = f"{PREFIX}:wake"

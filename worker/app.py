@@ -59,6 +59,7 @@ from worker.queue.leases import Leases
 from worker.queue.queue import Hint, JobQueue
 from worker.redis_batch import BatchedRedis
 from worker.store.sql import SqlStore
+from worker.store.watch import WatchedStore
 from worker.tools.toolbox import WorkerToolbox
 from worker.webhooks.deliver import WebhookSender, webhook_client
 from worker.webhooks.deliveries import Deliveries
@@ -182,9 +183,10 @@ class Runtime(Middleware):
         )
         events = Events(Metrics().on_event, logs.LogSubscriber().on_event)
         clock = Clock()
-        queue = JobQueue(redis)
+        queue = JobQueue(redis, events)
         leases = Leases(queue, events)
-        store = SqlStore(engine)
+        database = SqlStore(engine)
+        store = WatchedStore(database)
         client = http_client(connections=capacity, timeout_s=settings.provider_timeout_s)
         native, providers = _providers(settings, client)
         toolbox = WorkerToolbox(
@@ -239,6 +241,7 @@ class Runtime(Middleware):
             redis=redis,
             send=self._send_jobs,
             events=events,
+            store_is_away=lambda: store.is_away,
         )
         sweeper = Sweeper(
             queue=queue,
@@ -256,7 +259,9 @@ class Runtime(Middleware):
                 admission.beat_forever(),
                 admission.listen_forever(),
                 sweeper.run_forever(),
-                Drainer(queue=queue, run=flow.run, clock=clock, events=events).run_forever(),
+                Drainer(
+                    queue=queue, run=flow.run, clock=clock, events=events, store_is_away=lambda: store.is_away
+                ).run_forever(),
                 limiter.listen_forever(),
                 exchange.exchange_forever(),
             )
@@ -283,7 +288,7 @@ class Runtime(Middleware):
             admission=admission,
             clock=clock,
             queue=queue,
-            store=store,
+            store=database,
             redis=redis,
             clients=(client, webhooks),
             toolbox=toolbox,

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Release waiting jobs that were cancelled, to end without a call.
 --
 -- prelude: schemas/lines.lua
