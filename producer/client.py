@@ -40,8 +40,8 @@ CHUNK_BYTES = 1_000_000
 # What is made while others are sent; they then go in one round trip.
 CHUNKS_AHEAD = 4
 # How long an enqueue waits for the server's next flush to disk (it flushes each second) before it
-# asks again, and in all.
-FLUSH_TIMEOUT_S = 5.0
+# asks again, and in all. The first is shorter than the time-out that a client has if nobody says more.
+FLUSH_TIMEOUT_S = 2.0
 FLUSH_WITHIN_S = 30.0
 # A watcher outlives a Redis that is away for this long, as while it is started again.
 PATIENCE_S = 60.0
