@@ -23,12 +23,12 @@ from producer.spend import accounts
 from producer.written_job import WrittenJob
 from schemas import names
 from schemas.batch import BatchStatus
-from schemas.errors import ProducerError, ResultTimeout
+from schemas.errors import ProducerError, QueueFull, ResultTimeout
 from schemas.job import PRIORITY_MARKS, Identifier, InvokeJob, JobRecord, Rejection
 from schemas.lane import Lane, LaneFault
 from schemas.money import nanos
 from schemas.result import JobResult
-from schemas.scripts import read_script
+from schemas.scripts import read_script, refusal_of_server
 from schemas.settings import Settings
 from schemas.spend import SpendStatus
 from schemas.webhook import checked_url
@@ -41,11 +41,15 @@ CHUNK_JOBS = 500
 CHUNK_BYTES = 1_000_000
 # What is made while others are sent; they then go in one round trip.
 CHUNKS_AHEAD = 4
-# How long an enqueue waits for the server's next flush to disk (it flushes each second).
-FLUSH_TIMEOUT_S = 5
+# How long an enqueue waits for the server's next flush to disk (it flushes each second) before it
+# asks again, and in all. The first is shorter than the time-out that a client has if nobody says more.
+FLUSH_TIMEOUT_S = 2.0
+FLUSH_WITHIN_S = 30.0
 # A watcher outlives a Redis that is away for this long, as while it is started again.
 PATIENCE_S = 60.0
 _MAX_CONNECTIONS = 512
+# What a server says that has no WAITAOF, whose append-only file is off, or that allows us no such question.
+_CANNOT_FLUSH = ("unknown command", "appendonly is disabled", "no permissions")
 _IDENTIFIER: TypeAdapter[str] = TypeAdapter(Identifier)
 
 
@@ -84,11 +88,13 @@ class Producer:
     append-only file on, is on disk.
     """
 
-    def __init__(self, connection: redis.Redis) -> None:
-        """Use this connection pool; replies may be bytes or text."""
+    def __init__(self, connection: redis.Redis, *, flush_within_s: float = FLUSH_WITHIN_S) -> None:
+        """Use this connection pool; replies may be bytes or text. An enqueue waits for the disk so long."""
         self._redis = connection
+        self._flush_within_s = flush_within_s
         self._enqueue_script = connection.register_script(read_script("producer", "enqueue.lua"))
         self._seal_script = connection.register_script(read_script("producer", "seal.lua"))
+        self._confirm_script = connection.register_script(read_script("producer", "confirm.lua"))
         self._flushes = True
 
     @classmethod
@@ -108,7 +114,7 @@ class Producer:
             retry=Retry(ExponentialBackoff(cap=1.0, base=0.05), 5),
         )
         try:
-            connection.ping()
+            refusal = refusal_of_server(connection.info("server"))
         except redis.RedisError as exc:
             if settings.redis_url is None and redis_url is None:
                 raise ProducerError(
@@ -118,6 +124,8 @@ class Producer:
             raise ProducerError(
                 f"Redis does not answer at {_without_password(connection)}: {exc}; check ASSISTQ_REDIS_URL"
             ) from exc
+        if refusal is not None:
+            raise ProducerError(refusal)
         return cls(connection)
 
     def enqueue(self, job: InvokeJob) -> JobHandle:
@@ -154,20 +162,22 @@ class Producer:
         )
         entries = (_batch_entry(item, batch_id=batch_id, row=row) for row, item in enumerate(jobs))
         workspace: str | None = None
+        rows = 0
 
         def send(chunks: list[list[_Entry]]) -> None:
             self._send(chunks, batch_id=batch_id, flush=False)
 
-        with SendAhead(send, ahead=CHUNKS_AHEAD) as sending:
+        with self._telling_what_was_taken(batch_id), SendAhead(send, ahead=CHUNKS_AHEAD) as sending:
             while chunk := _next_chunk(entries):
                 if workspace is None:
                     workspace = chunk[0].workspace
                     self._open_batch(batch_id, {"workspace": workspace, **fields})
                 _refuse_other_workspaces(chunk, workspace)
+                rows += len(chunk)
                 sending.put(chunk)
         if workspace is None:
             raise ProducerError("a batch needs at least one job; the iterable was empty")
-        self._seal(batch_id)
+        self._seal(batch_id, rows=rows)
         return BatchHandle(self._redis, batch_id)
 
     def job(self, job_id: str) -> JobHandle:
@@ -259,49 +269,82 @@ class Producer:
                 pipe.zadd(names.EXPIRING, {batch_id: int(fields["expires_ms"])}, nx=True)
             pipe.execute()
 
-    def _seal(self, batch_id: str) -> None:
-        with self._redis.pipeline(transaction=False) as pipe:
-            self._seal_script(keys=[names.batch(batch_id)], args=[batch_id], client=pipe)
-            self._execute(pipe, flush=True)
+    def _seal(self, batch_id: str, *, rows: int) -> None:
+        def write(pipe: Any) -> None:
+            self._seal_script(keys=[names.batch(batch_id)], args=[batch_id, rows], client=pipe)
+
+        self._execute(write, flush=True)
 
     def _send(self, chunks: list[list[_Entry]], *, batch_id: str | None, flush: bool) -> None:
         """Enqueue each chunk by one call of the script, all in one round trip."""
-        with self._redis.pipeline(transaction=False) as pipe:
+
+        def write(pipe: Any) -> None:
             for chunk in chunks:
                 args: list[str | bytes | int] = [batch_id or ""]
                 for entry in chunk:
                     args += entry
                 self._enqueue_script(keys=[], args=args, client=pipe)
-            self._execute(pipe, flush=flush)
 
-    def _execute(self, pipe: Any, *, flush: bool) -> None:
-        """Run the pipeline; with `flush`, end it with WAITAOF on the same connection.
+        self._execute(write, flush=flush)
 
-        WAITAOF waits for this client's last write, and so for all writes before it.
-        """
-        flush = flush and self._flushes
-        if flush:
-            pipe.execute_command("WAITAOF", 1, 0, FLUSH_TIMEOUT_S * 1000)
+    @contextmanager
+    def _telling_what_was_taken(self, batch_id: str) -> Iterator[None]:
         try:
-            replies = pipe.execute(raise_on_error=False)
-        except redis.RedisError as exc:
-            raise ProducerError(f"the queue did not take the jobs: {exc}; send them again under the same ids") from exc
+            yield
+        except QueueFull as full:
+            with _answers():
+                taken = cast("bytes | None", self._redis.hget(names.batch(batch_id), "enqueued"))
+            raise QueueFull(f"{full}; {int(taken or 0)} rows of batch {batch_id} were taken") from full
+
+    def _execute(self, write: Callable[[Any], None], *, flush: bool) -> None:
+        """Do the writes in one round trip; with `flush`, do them again until the server says that they are on disk.
+
+        Again, and not only ask again: a server that died in between may have lost them.
+        """
+        deadline_s = time.monotonic() + self._flush_within_s
+        while True:
+            left_s = max(deadline_s - time.monotonic(), 0.001)
+            if self._is_written(write, wait_s=min(left_s, FLUSH_TIMEOUT_S) if flush else 0.0):
+                return
+            if time.monotonic() >= deadline_s:
+                raise ProducerError(
+                    f"the jobs are in the queue, but after {self._flush_within_s:g} s the server has not confirmed "
+                    f"that they are on its disk (slow, or `appendfsync no`?); send them again under the same ids"
+                )
+
+    def _is_written(self, write: Callable[[Any], None], *, wait_s: float) -> bool:
+        """Do the writes; return whether they are as safe as was asked: for no `wait_s`, no matter where."""
+        flush = wait_s > 0 and self._flushes
+        with self._redis.pipeline(transaction=False) as pipe:
+            write(pipe)
+            if flush:
+                self._confirm_script(keys=[names.FLUSH], client=pipe)
+                # 0 would wait for ever.
+                pipe.execute_command("WAITAOF", 1, 0, max(1, int(wait_s * 1000)))
+            try:
+                replies = pipe.execute(raise_on_error=False)
+            except redis.RedisError as exc:
+                raise _refused(exc) or ProducerError(
+                    f"the queue did not take the jobs: {exc}; send them again under the same ids"
+                ) from exc
         flushed = replies.pop() if flush else None
         for written in replies:
             if isinstance(written, Exception):
-                raise ProducerError(f"the queue did not take the jobs: {written}") from written
-        if flush:
-            self._note_flush(flushed)
+                raise _refused(written) or ProducerError(f"the queue did not take the jobs: {written}") from written
+        return not flush or self._is_flushed(flushed)
 
-    def _note_flush(self, reply: Any) -> None:
-        if isinstance(reply, Exception):
-            # No WAITAOF (before Redis 7.2), or the append-only file is off: say so once.
-            self._flushes = False
-            log.warning(
-                "enqueued jobs may be lost if the Redis server dies: it cannot confirm writes to disk (%s)", reply
-            )
-        elif reply[0] < 1:
-            log.warning("the Redis server did not confirm the write to disk within %s s", FLUSH_TIMEOUT_S)
+    def _is_flushed(self, reply: Any) -> bool:
+        if not isinstance(reply, Exception):
+            return bool(reply[0] >= 1)
+        if not any(words in str(reply) for words in _CANNOT_FLUSH):
+            raise ProducerError(
+                f"the jobs are in the queue, but the server did not confirm that they are on its disk: {reply}; "
+                f"send them again under the same ids"
+            ) from reply
+        # No WAITAOF (before Redis 7.2), or the append-only file is off: say so once.
+        self._flushes = False
+        log.warning("enqueued jobs may be lost if the Redis server dies: it cannot confirm writes to disk (%s)", reply)
+        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -426,7 +469,18 @@ def _answers() -> Iterator[None]:
     try:
         yield
     except redis.RedisError as exc:
-        raise ProducerError(f"Redis does not answer as it should: {exc}") from exc
+        raise _refused(exc) or ProducerError(f"Redis does not answer as it should: {exc}") from exc
+
+
+def _refused(error: Exception) -> QueueFull | None:
+    """Return the error of a server that has no room, or None if it is another."""
+    if isinstance(error, redis.OutOfMemoryError):
+        full = "the queue's memory is full (maxmemory)"
+    elif "MISCONF" in str(error):
+        full = f"the queue cannot write to its disk ({error})"
+    else:
+        return None
+    return QueueFull(f"{full}; nothing of what it refused was written: make room, then send or run the same again")
 
 
 def row_job_id(batch_id: str, row: int) -> str:

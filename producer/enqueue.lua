@@ -1,3 +1,4 @@
+#!lua
 -- Enqueue jobs; each enters at most once, whatever is sent again.
 --
 -- prelude: schemas/lines.lua

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Pause, resume or cancel a lane or a batch, at once.
 --
 -- prelude: schemas/lines.lua

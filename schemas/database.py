@@ -20,6 +20,10 @@ SQLITE_BUSY_TIMEOUT_S = 30
 # Any constant does; it names assistq's own lock among a PostgreSQL server's advisory locks.
 _CREATE_TABLES_LOCK = 7_415_206_551
 
+# A PostgreSQL whose machine is gone is found out within a minute, not a quarter of an hour; one that
+# is only slow answers these for itself. What the URL says comes first.
+_SERVER_GONE = {"connect_timeout": 10, "keepalives_idle": 20, "keepalives_interval": 5, "keepalives_count": 4}
+
 SECRET_PREFIX = "whsec_"  # noqa: S105 - no secret, what one begins with
 SECRET_BYTES = 32
 
@@ -31,7 +35,14 @@ def engine_for(url: str, *, pool_size: int = 10) -> Engine:
     SQLite runs in WAL mode and waits SQLITE_BUSY_TIMEOUT_S for another writer.
     """
     if make_url(url).get_backend_name() != "sqlite":
-        return create_engine(url, pool_size=pool_size, max_overflow=pool_size, pool_pre_ping=True, hide_parameters=True)
+        return create_engine(
+            url,
+            pool_size=pool_size,
+            max_overflow=pool_size,
+            pool_pre_ping=True,
+            hide_parameters=True,
+            connect_args={name: value for name, value in _SERVER_GONE.items() if name not in make_url(url).query},
+        )
     database = make_url(url).database
     if database and database != ":memory:":
         Path(database).parent.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@
     ├── InputError        a file, assistant or job that the user must mend
     │   └── InputErrors   several such problems of one file, a line each
     ├── ProducerError     the queue could not take or answer (Redis away, batch unknown)
+    │   └── QueueFull     the server's memory or disk is full: nothing of the refused call was written
     └── ResultTimeout     handle.result() waited as long as it was told to
 
 Every message is one text that says what is wrong, where, and how to mend it.
@@ -69,6 +70,10 @@ class InputErrors(InputError):  # noqa: N818 - it is several
 
 class ProducerError(AssistqError):
     """The queue could not take a job or answer a question."""
+
+
+class QueueFull(ProducerError):  # noqa: N818 - the name says what happened
+    """The queue's server has no memory or disk left; nothing of what it refused was written."""
 
 
 class ResultTimeout(AssistqError, TimeoutError):  # noqa: N818 - a time-out is a TimeoutError by name too

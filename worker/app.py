@@ -64,6 +64,7 @@ from worker.retention.rounds import Rounds
 from worker.shutdown import CLOSE_WITHIN_S, Shutdown, threads_left
 from worker.spend.spending import Spending
 from worker.store.sql import SqlStore
+from worker.store.watch import WatchedStore
 from worker.tools.toolbox import WorkerToolbox
 from worker.webhooks.deliver import WebhookSender, webhook_client
 from worker.webhooks.deliveries import Deliveries
@@ -195,9 +196,10 @@ class Runtime(Middleware):
         )
         events = Events(Metrics().on_event, logs.LogSubscriber().on_event)
         clock = Clock()
-        queue = JobQueue(redis)
+        queue = JobQueue(redis, events)
         leases = Leases(queue, events)
-        store = SqlStore(engine)
+        database = SqlStore(engine)
+        store = WatchedStore(database)
         client = http_client(connections=capacity, timeout_s=settings.provider_timeout_s)
         native, providers = _providers(settings, client)
         toolbox = WorkerToolbox(
@@ -257,6 +259,7 @@ class Runtime(Middleware):
             redis=redis,
             send=self._send_jobs,
             events=events,
+            store_is_away=lambda: store.is_away,
         )
         sweeper = Sweeper(
             queue=queue,
@@ -281,7 +284,9 @@ class Runtime(Middleware):
                 admission.beat_forever(),
                 admission.listen_forever(),
                 sweeper.run_forever(),
-                Drainer(queue=queue, run=flow.run, clock=clock, events=events).run_forever(),
+                Drainer(
+                    queue=queue, run=flow.run, clock=clock, events=events, store_is_away=lambda: store.is_away
+                ).run_forever(),
                 limiter.listen_forever(),
                 exchange.exchange_forever(),
                 rounds.run_forever(),
@@ -310,7 +315,7 @@ class Runtime(Middleware):
             admission=admission,
             clock=clock,
             queue=queue,
-            store=store,
+            store=database,
             redis=redis,
             clients=(client, webhooks),
             toolbox=toolbox,

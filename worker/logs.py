@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 import re
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from functools import cache, lru_cache
 from types import TracebackType
@@ -40,6 +42,7 @@ from worker.events import (
 
 MASK = "[secret]"
 MAX_FIELD_CHARS = 8_000
+FAULTS_EVERY_S = 5.0
 _NAMES_KEPT = 512
 # A known secret shorter than this is masked only where it stands alone, or it would riddle
 # every word that contains it; below the second bound not at all.
@@ -123,15 +126,34 @@ def configure(settings: Settings, *, stream: TextIO | None = None) -> None:
 
 
 class LogSubscriber:
-    """Logs each event of the core under its name in snake case, with its fields."""
+    """Logs each event of the core under its name in snake case, with its fields.
+
+    A service that is away is met by every job and loop: of the faults of one part a line is logged
+    every FAULTS_EVERY_S, with how many were passed over.
+    """
 
     def __init__(self) -> None:
         """Take the logger `assistq`."""
         self._log: structlog.stdlib.BoundLogger = structlog.get_logger("assistq")
+        # By part: when a line was logged, and how many faults were not since.
+        self._faults: dict[str, tuple[float, int]] = {}
 
     def on_event(self, event: Event) -> None:
         """Log the event."""
+        if isinstance(event, ServiceFault):
+            self._on_fault(event)
+            return
         self._log.log(_level_of(event), _name_of(type(event).__name__), **_fields_of(event))
+
+    def _on_fault(self, fault: ServiceFault) -> None:
+        now_s = time.monotonic()
+        logged_s, passed_over = self._faults.get(fault.part, (-math.inf, 0))
+        if now_s - logged_s < FAULTS_EVERY_S:
+            self._faults[fault.part] = (logged_s, passed_over + 1)
+            return
+        self._faults[fault.part] = (now_s, 0)
+        more = {"passed_over": passed_over} if passed_over else {}
+        self._log.log(_level_of(fault), _name_of(type(fault).__name__), **_fields_of(fault), **more)
 
 
 class SecretMask:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from redis import Redis
 from redis.backoff import NoBackoff
-from redis.exceptions import BusyLoadingError, RedisError
+from redis.exceptions import BusyLoadingError, RedisError, ResponseError
 from redis.retry import Retry
 
 # Its public ValkeyServer does not fit: it is neither leashed nor can it hand on the lock.
@@ -94,6 +94,9 @@ def ask(url: str) -> Answer:
         client.ping()
     except BusyLoadingError:
         return Answer.LOADING
+    except ResponseError:
+        # As while its disk is full; what that means is for who writes to say.
+        return Answer.READY
     except RedisError:
         return Answer.ABSENT
     finally:

@@ -788,7 +788,7 @@ async def test_a_batch_ends_once_in_sql_with_one_webhook_that_says_how(
         for _ in range(3)
     ]
     for _ in range(2):
-        await asyncio.gather(*(sweeper._sweep() for sweeper in sweepers))
+        await asyncio.gather(*(sweeper._end_batches() for sweeper in sweepers))
     assert [event.state for event in seen if isinstance(event, BatchEnded)] == [state.value]
     with Session(engine) as session:
         assert [batch.state for batch in session.exec(select(Batch))] == [state.value]

@@ -718,6 +718,7 @@ async def test_after_the_end_redis_holds_results_and_counts_that_expire_and_noth
     left = {key.decode() async for key in redis_client.scan_iter()}
     assert left == {
         names.SWEPT,
+        names.FLUSH,
         *(f"{names.RING}:now", f"{names.RING}:left", f"{names.PREFIX}:turn"),
         names.batch("b"),
         names.batch_rows("b"),

@@ -6,6 +6,7 @@ Runs in every worker process; the scripts are atomic, so there is no leader to l
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
@@ -44,8 +45,13 @@ class Admission:
         redis: Redis,
         send: SendHints,
         events: Events,
+        store_is_away: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Release for a process that can run `capacity` jobs at once; `send` hands hints to Dramatiq."""
+        """Release for a process that can run `capacity` jobs at once; `send` hands hints to Dramatiq.
+
+        While `store_is_away` it takes one at a time, to see when that is over: none could begin or end.
+        """
+        self._store_is_away = store_is_away
         self._process = process
         self._capacity = capacity
         self._queue = queue
@@ -90,12 +96,17 @@ class Admission:
     async def beat_forever(self) -> None:
         """Tell the capacity of this process, until cancelled."""
         while True:
+            away = self._store_is_away()
             try:
-                await self._queue.heartbeat(self._process, capacity=self._capacity, ttl_s=HEARTBEAT_TTL_S)
+                capacity = min(1, self._capacity) if away else self._capacity
+                await self._queue.heartbeat(self._process, capacity=capacity, ttl_s=HEARTBEAT_TTL_S)
             except RedisAway as exc:
                 self._events.emit(ServiceFault(part="redis", error=f"heartbeat: {exc}"))
             self._wake.set()
-            await asyncio.sleep(HEARTBEAT_EVERY_S)
+            due_s = time.monotonic() + HEARTBEAT_EVERY_S
+            # At once when that changes, as it is seen: the store has no event to wait for.
+            while time.monotonic() < due_s and self._store_is_away() == away:  # noqa: ASYNC110
+                await asyncio.sleep(LOOK_EVERY_S)
 
     async def listen_forever(self) -> None:
         """Wake the release loop at each word of a producer, until cancelled."""

@@ -22,8 +22,20 @@ RunJob = Callable[[Hint], Awaitable[None]]
 class Drainer:
     """The drain loop of one process."""
 
-    def __init__(self, *, queue: JobQueue, run: RunJob, clock: Clock, events: Events) -> None:
-        """Take the parts; `run` runs a job to its end, and must not raise for what may happen."""
+    def __init__(
+        self,
+        *,
+        queue: JobQueue,
+        run: RunJob,
+        clock: Clock,
+        events: Events,
+        store_is_away: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Take the parts; `run` runs a job to its end, and must not raise for what may happen.
+
+        While `store_is_away` no job can end: one at a time tries.
+        """
+        self._store_is_away = store_is_away
         self._queue = queue
         self._run = run
         self._clock = clock
@@ -33,8 +45,10 @@ class Drainer:
         """Drain until cancelled, or until the shutdown begins."""
         while await self._clock.sleep(DRAIN_EVERY_S):
             try:
-                while hints := await self._queue.drain(DRAIN_AT_ONCE):
+                while hints := await self._queue.drain(1 if self._store_is_away() else DRAIN_AT_ONCE):
                     await asyncio.gather(*(self._run(hint) for hint in hints))
+                    if self._store_is_away():
+                        break
             except RedisAway as exc:
                 self._events.emit(ServiceFault(part="redis", error=f"drain: {exc}"))
             except Exception as exc:  # noqa: BLE001 - a loop that ended in silence would leave cancelled jobs waiting

@@ -1,3 +1,4 @@
+#!lua
 -- Release waiting jobs to the workers: fairly between workspaces, and only what can soon run.
 --
 -- prelude: schemas/lines.lua

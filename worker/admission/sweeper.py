@@ -42,9 +42,15 @@ class Sweeper:
 
     async def run_forever(self) -> None:
         """Sweep until cancelled; what fails is told and tried again."""
+        # Apart: a database that hangs must not keep the jobs of dead workers.
+        async with asyncio.TaskGroup() as loops:
+            loops.create_task(self._repeat(self._sweep))
+            loops.create_task(self._repeat(self._end_batches))
+
+    async def _repeat(self, work: Callable[[], Awaitable[None]]) -> None:
         while True:
             try:
-                await self._sweep()
+                await work()
             except RedisAway as exc:
                 self._events.emit(ServiceFault(part="redis", error=f"sweep: {exc}"))
             except StoreAway as exc:
@@ -61,6 +67,8 @@ class Sweeper:
         expired = await self._queue.expire_batches()
         if swept.recovered or swept.due or freed or expired:
             self._wake()
+
+    async def _end_batches(self) -> None:
         for batch_id, fields in (await self._queue.ending_batches()).items():
             await self._end_batch(BatchStatus.from_fields(batch_id, {**fields, "state": end_state(fields)}))
         await self._send_due_webhooks()

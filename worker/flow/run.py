@@ -152,7 +152,8 @@ class Flow:
         try:
             context = await self._store.context(claimed.record)
         except StoreAway as away:
-            return Snoozed(delay_s=STORE_RETRY_S, code=Code.STORE_AWAY, reason=str(away))
+            # Nothing was bought. The others of the lane would meet the same wall, and so each in its turn.
+            return Snoozed(delay_s=STORE_RETRY_S, code=Code.STORE_AWAY, reason=str(away), hold_lane=True)
         if context.settled is not None:
             return context.settled
         prepared = prepare(claimed.record, context, default_model=self._default_model)

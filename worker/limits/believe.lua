@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Believe what a provider says of its limits where it says less than we thought; never loosens.
 --
 -- ARGV[1] lane, ARGV[2..4] requests: limit, remaining, us until the reset, ARGV[5..7] the same of

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Grant nothing of a lane for a while; the longer of two cool-downs wins. Those who wait keep their order.
 --
 -- ARGV[1] lane, ARGV[2] us; keys: turns.lua

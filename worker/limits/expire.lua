@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Free what dead processes left, and what was granted and never confirmed. Every process calls this
 -- every second or so; a lane is looked at once a second by one of them.
 --

@@ -20,6 +20,7 @@ from schemas.quota_told import QuotaTold
 from worker.clock import Clock
 from worker.errors import RedisAway, redis_away
 from worker.events import Events, ServiceFault
+from worker.insist import insist
 from worker.limits.base import Answer, Granted, Later, Stopped, TooLarge
 from worker.limits.turns import Reply, Turns, channel
 
@@ -64,7 +65,8 @@ class RedisLimiter:
         ticket = f"{owner}.{self._run_id}.{next(self._numbers)}"
         try:
             return await self._await_turn(lane, ticket, tokens=tokens, owner=owner)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, RedisAway):
+            # Redis may have taken the question, and its answer got lost.
             self._give_back_soon(lane, ticket)
             raise
         finally:
@@ -95,11 +97,17 @@ class RedisLimiter:
 
     async def settle(self, lane: Lane, grant: Granted, *, used_tokens: int, fault_over: bool = True) -> None:
         """Correct the reservation to what was used."""
-        await self._turns.settle(lane, grant.id, used_tokens=used_tokens, late_s=grant.late_s, fault_over=fault_over)
+        await insist(
+            lambda: self._turns.settle(
+                lane, grant.id, used_tokens=used_tokens, late_s=grant.late_s, fault_over=fault_over
+            ),
+            what="a settlement of the limiter",
+            events=self._events,
+        )
 
     async def cancel(self, lane: Lane, grant: Granted) -> None:
         """Give the request and its tokens back."""
-        await self._turns.give_back(lane, grant.id)
+        await self._give_back(lane, grant.id)
 
     async def cool_down(self, lane: Lane, *, delay_s: float) -> None:
         """Grant nothing of the lane for this long."""
@@ -161,12 +169,17 @@ class RedisLimiter:
                     if word is not None and not word.done():
                         word.set_result(None)
 
+    async def _give_back(self, lane: Lane, ticket: str) -> None:
+        await insist(
+            lambda: self._turns.give_back(lane, ticket), what="a reservation to give back", events=self._events
+        )
+
     def _give_back_soon(self, lane: Lane, ticket: str) -> None:
         """Give up the place without holding up who leaves; what fails here expires by itself."""
 
         async def give_back() -> None:
             with suppress(RedisAway):
-                await self._turns.give_back(lane, ticket)
+                await self._give_back(lane, ticket)
 
         self._run(give_back())
 

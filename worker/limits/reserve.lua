@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Ask for a turn, ask again with the ticket, or confirm a grant: one script, idempotent by id.
 --
 -- ARGV[1] lane, ARGV[2] id of the reservation, ARGV[3] owner (a job), ARGV[4] process,

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- End a reservation: correct it to what was used, or give it back. Once: a second time does nothing.
 --
 -- ARGV[1] lane, ARGV[2] id of the reservation, ARGV[3] tokens used, -1 if the call was certainly not

@@ -17,6 +17,7 @@ from schemas import names
 from schemas.lane import Lane
 from schemas.lane_limits import LaneLimits
 from schemas.quota_told import QuotaTold
+from schemas.scripts import joined
 from worker.errors import redis_away
 
 # As in turns.lua: calls reach the provider, and end there, this much earlier or later than our clock says.
@@ -152,4 +153,4 @@ def pack_limits(limits: LaneLimits, *, hold_s: float) -> bytes:
 def source(name: str) -> str:
     """Return a script's text; the prelude of all comes first."""
     package = resources.files("worker.limits")
-    return "\n".join(package.joinpath(f"{part}.lua").read_text("utf-8") for part in ("turns", "grants", name))
+    return joined(*(package.joinpath(f"{part}.lua").read_text("utf-8") for part in ("turns", "grants", name)))

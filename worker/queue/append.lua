@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Append a finished step to a job's journal, if the job is still the caller's.
 --
 -- prelude: schemas/lines.lua

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Claim a released job for one worker.
 --
 -- prelude: schemas/lines.lua

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Release waiting and blocked jobs that were called off, to end without a call.
 --
 -- prelude: schemas/lines.lua

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Mark a batch as ended, after its row is in SQL.
 --
 -- KEYS[1] aq:batch:<batch>  KEYS[2] aq:ending  KEYS[3] aq:rows:<batch>  KEYS[4] aq:batches

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- End a job, once: count it in its batch, free its thread, keep its result, tell who waits.
 --
 -- prelude: schemas/lines.lua

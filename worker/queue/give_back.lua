@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Put a released job that nobody claimed back to the head of its line: the worker shuts down.
 --
 -- prelude: schemas/lines.lua

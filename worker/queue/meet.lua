@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Tell which lane the jobs of a route meet; its lines move there.
 --
 -- prelude: schemas/lines.lua

@@ -23,6 +23,8 @@ from schemas.lane import Lane
 from schemas.result import JobResult, KeptResult
 from schemas.scripts import read_script
 from worker.errors import redis_away
+from worker.events import Events
+from worker.insist import insist
 from worker.queue.steps import AnyStep, ReplyStep, parse_step
 from worker.queue.unreadable import unreadable
 from worker.webhooks.unrecorded import CONTENT_KEPT_S
@@ -112,19 +114,17 @@ class Swept:
 class JobQueue:
     """The worker's side of the queue; bound to one event loop."""
 
-    def __init__(self, redis: Redis) -> None:
-        """Use this client; it must retry by itself while the server is away."""
+    def __init__(self, redis: Redis, events: Events | None = None) -> None:
+        """Use this client; it must retry by itself while the server is away. `events` hear of longer outages."""
         self._redis = redis
+        self._events = events or Events()
         self._scripts = {
             name.removesuffix(".lua"): redis.register_script(read_script("worker.queue", name)) for name in _lua_files()
         }
 
     async def heartbeat(self, process: str, *, capacity: int, ttl_s: float) -> None:
         """Tell how many jobs this process can run at once; without a word it counts as gone after `ttl_s`."""
-        with redis_away():
-            seconds, microseconds = await self._redis.time()
-            expires_ms = int(seconds * 1000 + microseconds / 1000 + ttl_s * 1000)
-            await self._redis.hset(names.WORKERS, process, f"{capacity} {expires_ms}")
+        await self._run("heartbeat", [names.WORKERS], [process, capacity, int(ttl_s * 1000)])
 
     async def leave(self, process: str) -> None:
         """Take this process's capacity out of the sum."""
@@ -202,7 +202,7 @@ class JobQueue:
         keys = [names.job(claimed.id), names.journal(claimed.id)]
         args = [claimed.epoch, step.model_dump_json(), -1 if index is None else index]
         args += [claimed.id, step.cost_nano if isinstance(step, ReplyStep) else "", account]
-        appended = await self._run("append", keys, args)
+        appended = await self._insist("append", claimed, keys, args)
         if appended == 0:
             raise StaleJobError(claimed.id, at="journal")
         return _called_off_running(appended)
@@ -211,7 +211,7 @@ class JobQueue:
         """Put the job back to wait; raises StaleJobError."""
         keys = [names.job(claimed.id), names.SNOOZED]
         args = [claimed.id, claimed.epoch, int(delay_s * 1000), int(burns_attempt), int(hold_lane)]
-        if not await self._run("snooze", keys, args):
+        if not await self._insist("snooze", claimed, keys, args):
             raise StaleJobError(claimed.id, at="snooze")
 
     async def finish(self, claimed: Claimed, result: JobResult) -> None:
@@ -229,7 +229,7 @@ class JobQueue:
             result.completion_tokens,
             result.cost_nano,
         ]
-        if not await self._run("finish", keys, args):
+        if not await self._insist("finish", claimed, keys, args):
             raise StaleJobError(claimed.id, at="finish")
 
     async def sweep(self, limit: int = 500) -> Swept:
@@ -257,6 +257,12 @@ class JobQueue:
         keys = [names.batch(batch_id), names.ENDING, names.batch_rows(batch_id), names.BATCHES]
         keys += [names.batch_lines(batch_id), names.EXPIRING]
         return bool(await self._run("end_batch", keys, [batch_id, state, names.RESULT_TTL_S]))
+
+    async def _insist(self, script: str, claimed: Claimed, keys: list[str], args: list[Any]) -> Any:
+        # What a worker knows of its job, and nobody else: a paid reply, an attempt, an end.
+        return await insist(
+            lambda: self._run(script, keys, args), what=f"{script} of job {claimed.id}", events=self._events
+        )
 
     async def _run(self, script: str, keys: list[str], args: list[Any]) -> Any:
         with redis_away():

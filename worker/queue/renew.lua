@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Renew the leases of running jobs.
 --
 -- KEYS[1] aq:leases   ARGV[1] lease in ms, then id, epoch, id, epoch, …

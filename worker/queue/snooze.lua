@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Put a running job back to wait.
 --
 -- prelude: schemas/lines.lua

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Return jobs to their lines: those whose lease has ended, and those whose wait is over.
 --
 -- prelude: schemas/lines.lua

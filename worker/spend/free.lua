@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- End the reservation of a call that was certainly not charged.
 --
 -- prelude: schemas/lines.lua

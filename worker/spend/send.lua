@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Note that a job's call leaves now: from here on nobody can know that it cost nothing, unless the provider says so.
 --
 -- KEYS[1] aq:job:<id>   ARGV[1] epoch
