@@ -74,7 +74,8 @@ class Exchange:
 class Intended:
     """What the producer wanted to enqueue: one job, or a batch.
 
-    `acknowledged` says that the enqueue returned, `cancelled` that somebody wanted to cancel it.
+    `acknowledged` says that the enqueue returned, `cancelled` that somebody wanted to cancel it. `retry_of` is
+    the batch whose rows it runs anew, which its jobs' tasks still name.
     """
 
     id: str
@@ -84,6 +85,7 @@ class Intended:
     webhook: bool
     cancelled: bool
     acknowledged: bool
+    retry_of: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +141,7 @@ class ThreadLine:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """A webhook as it arrived; `about` is the path that it came to: `batch/<id>` or `job/<id>`."""
+    """A webhook as it arrived; `about` is what it tells of: `batch/<id>` or `job/<id>`."""
 
     about: str
     event_id: str

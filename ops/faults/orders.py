@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any
 
 from ops.faults.facts import Intended, IntendedJob
@@ -30,6 +31,8 @@ class Orders:
 
     def note(self, order: Intended) -> None:
         """Count an order that was made before."""
+        if order.retry_of is not None:
+            return
         self._made += 1
         self._thread_jobs[order.workspace] += sum(job.thread_id is not None for job in order.jobs)
 
@@ -78,6 +81,7 @@ def as_json(order: Intended) -> dict[str, Any]:
         "workspace": order.workspace,
         "webhook": order.webhook,
         "cancelled": order.cancelled,
+        "retry_of": order.retry_of,
         "jobs": jobs,
     }
 
@@ -97,4 +101,11 @@ def from_json(fields: dict[str, Any], *, acknowledged: bool) -> Intended:
         webhook=fields["webhook"],
         cancelled=fields["cancelled"],
         acknowledged=acknowledged,
+        retry_of=fields["retry_of"],
     )
+
+
+def again(order: Intended, *, retry_id: str, rows: list[int]) -> Intended:
+    """Return the order that a retry of a batch is, of these of its rows."""
+    jobs = tuple(replace(order.jobs[row], id=f"{retry_id}.{row}") for row in rows)
+    return replace(order, id=retry_id, jobs=jobs, cancelled=False, acknowledged=False, retry_of=order.id)

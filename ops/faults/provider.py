@@ -47,7 +47,7 @@ class Provider:
         number = self._served.arrive(
             request,
             step=step,
-            job=asked.task.job,
+            job=step.rpartition(".")[0],
             history=asked.history,
             prompt_tokens=prompt_tokens,
             completion_tokens=completion_tokens,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import sys
+from typing import Any
 
 from aiohttp import web
 from standardwebhooks import Webhook, WebhookVerificationError
@@ -25,17 +26,19 @@ def app(stage: Stage) -> web.Application:
 
     async def take(request: web.Request) -> web.Response:
         body = await request.text()
-        workspace = request.match_info["workspace"]
+        event = json.loads(body)
         try:
-            webhooks[workspace].verify(body, {name.lower(): value for name, value in request.headers.items()})
+            webhooks[request.match_info["workspace"]].verify(
+                body, {name.lower(): value for name, value in request.headers.items()}
+            )
             verified = True
         except WebhookVerificationError:
             verified = False
         answered = chance.random() >= ERROR_SHARE
         log.write(
-            about=f"{request.match_info['kind']}/{request.match_info['id']}",
+            about=_about(event),
             event_id=request.headers.get("webhook-id", ""),
-            event_type=json.loads(body)["type"],
+            event_type=event["type"],
             body=body,
             verified=verified,
             answered=answered,
@@ -43,8 +46,14 @@ def app(stage: Stage) -> web.Application:
         return web.Response(status=204 if answered else 500)
 
     made = web.Application()
-    made.router.add_post("/{workspace}/{kind}/{id}", take)
+    made.router.add_post("/{workspace}", take)
     return made
+
+
+def _about(event: dict[str, Any]) -> str:
+    """Return what the event tells of: `batch/<id>` or `job/<id>`."""
+    kind = event["type"].partition(".")[0]
+    return f"{kind}/{event['data'][f'{kind}_id']}"
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from ops.faults.script import Kind
 
 # What the product offers of the list, for the load; the auditors follow what was loaded.
 JOB_WEBHOOKS = False
+RETRIES = False
 
 WORKSPACES = ("north", "south", "east")
 MODELS = {Kind.TEXT: "m-small", Kind.OBJECT: "m-large", Kind.TOOLS: "m-large"}
@@ -31,6 +32,7 @@ class Stage(BaseModel):
     database_url: str
     secrets: dict[str, str] = {}
     job_webhooks: bool = JOB_WEBHOOKS
+    retries: bool = RETRIES
 
     @classmethod
     def load(cls, directory: str) -> Self:
