@@ -62,8 +62,12 @@ class Lives:
         return None
 
     def by_a_revived_worker(self, exchange: Exchange) -> bool:
-        """Return whether it was sent by a worker that had just been stopped for longer than its lease."""
-        stops = () if exchange.pid is None else self.stops.get(exchange.pid, ())
+        """Return whether it was sent by a worker that had just been stopped for longer than its lease.
+
+        One that hung up before anybody could look, as a worker does that finds its lease lost, may be any of them.
+        """
+        known = self.stops if exchange.pid is None and exchange.fate == "gone" else {exchange.pid}
+        stops = [stop for pid, stopped in self.stops.items() if pid in known for stop in stopped]
         return any(stop.begin_s <= exchange.arrived_s <= stop.end_s + REVIVED_WITHIN_S for stop in stops)
 
     def journaled_by_s(self, exchange: Exchange) -> float:

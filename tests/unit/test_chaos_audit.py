@@ -276,6 +276,13 @@ def test_no_other_disturbance_explains_that_it_was_done_again(audit: Audit, why:
     assert again(audit, lives, **fields)
 
 
+@pytest.mark.parametrize(("fate", "breaches"), [("gone", 0), ("whole", 1)])
+def test_a_caller_that_hung_up_unseen_may_be_a_worker_that_had_been_stopped(fate: str, breaches: int) -> None:
+    earlier, later = call("b.0.0", at_s=1), call("b.0.0", at_s=20, pid=None, fate=fate)
+    lives = Lives(stops={OTHER_WORKER: [Span(12, 19.5)]})
+    assert len(bought_once(replace(sound(), calls=(earlier, later)), lives).breaches) == breaches
+
+
 def test_what_was_in_flight_is_told_apart_from_what_had_just_been_answered() -> None:
     in_flight = bought_once(sound(), Lives(deaths={WORKER: Span(1.5, 1.6)})).note
     answered = bought_once(sound(), Lives(deaths={WORKER: Span(2.5, 2.6)})).note
