@@ -461,7 +461,8 @@ def _loop() -> dramatiq.asyncio.EventLoopThread:
 
 def _build() -> BoundedBroker:
     settings = Settings.from_env()
-    logs.configure(settings)
+    # Not the pipe to the master, who reads none while it boots, waits or is stopped: a full pipe would stop us.
+    logs.configure(settings, stream=sys.__stderr__)
     runtime = Runtime(settings)
     redis_broker = BoundedBroker(
         has_room={
