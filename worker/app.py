@@ -15,7 +15,6 @@ import uuid
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 import dramatiq
 import httpx
@@ -25,7 +24,6 @@ from dramatiq.middleware import AsyncIO
 from pydantic import SecretStr
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
-from sqlalchemy.exc import SQLAlchemyError
 
 from schemas import names
 from schemas.assistant import ProviderKind
@@ -60,8 +58,11 @@ from worker.queue.queue import Hint, JobQueue
 from worker.redis_batch import BatchedRedis
 from worker.store.sql import SqlStore
 from worker.tools.toolbox import WorkerToolbox
-from worker.webhooks.deliver import WebhookSender, webhook_client
+from worker.webhooks.backlog import Backlog
+from worker.webhooks.deliver import WebhookSender
 from worker.webhooks.deliveries import Deliveries
+from worker.webhooks.due import DueWebhooks
+from worker.webhooks.post import WebhookPost
 
 # Redis may be away for this many tries, some 40 s, before an operation fails.
 _REDIS_RETRIES = 25
@@ -74,8 +75,6 @@ _DELIVERIES_IN_FLIGHT = 64
 # Sockets and files beside those of the calls in flight.
 _SPARE_FILES = 256
 _LEAVE_WITHIN_S = 2.0
-_DELIVERIES_LOOK_EVERY_S = 2.0
-_DELIVERIES_AT_ONCE = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +83,6 @@ class _Running:
 
     flow: Flow
     limiter: RedisLimiter
-    sender: WebhookSender
     admission: Admission
     clock: Clock
     queue: JobQueue
@@ -92,7 +90,7 @@ class _Running:
     redis: BatchedRedis
     jobs: InFlight[Hint]
     webhooks: InFlight[str]
-    clients: tuple[httpx.AsyncClient, ...]
+    clients: tuple[httpx.AsyncClient | WebhookPost, ...]
     toolbox: WorkerToolbox
     exchange: EstimateExchange
     tasks: tuple[asyncio.Task[None], ...]
@@ -155,13 +153,6 @@ class Runtime(Middleware):
             await self._parts.flow.run(hint)
         finally:
             self._parts.admission.wake()
-
-    async def _deliver(self, delivery_id: str) -> None:
-        """Attempt the delivery; without a database it stays due."""
-        try:
-            await self._parts.sender.attempt(delivery_id)
-        except SQLAlchemyError as exc:
-            self._parts.events.emit(ServiceFault(part="sql", error=f"delivery {delivery_id}: {type(exc).__name__}"))
 
     @property
     def _parts(self) -> _Running:
@@ -226,9 +217,15 @@ class Runtime(Middleware):
             default_model=settings.model,
             max_attempts=settings.max_attempts,
         )
-        webhooks = webhook_client(max_connections=_DELIVERIES_IN_FLIGHT)
-        deliveries = Deliveries(engine)
-        sender = WebhookSender(webhooks, deliveries=deliveries, events=events)
+        post = WebhookPost(
+            allows_private=settings.private_networks_allowed.__contains__, max_connections=_DELIVERIES_IN_FLIGHT
+        )
+        due_webhooks = DueWebhooks(
+            Backlog(engine),
+            attempt=WebhookSender(post, deliveries=Deliveries(engine), events=events).attempt,
+            hint=self._send_deliveries,
+            events=events,
+        )
         releases = Releases(redis)
         await releases.set_weights(lanes.weights)
         admission = Admission(
@@ -244,7 +241,7 @@ class Runtime(Middleware):
             queue=queue,
             store=store,
             free_lost_calls=limiter.expire,
-            send_due_webhooks=_DueWebhooks(deliveries, self, events).send,
+            send_due_webhooks=due_webhooks.look,
             wake=admission.wake,
             events=events,
         )
@@ -270,7 +267,7 @@ class Runtime(Middleware):
                 loop=loop,
             ),
             webhooks=InFlight(
-                self._deliver,
+                due_webhooks.deliver,
                 capacity=_DELIVERIES_IN_FLIGHT,
                 on_crash=lambda delivery_id, error: events.emit(
                     ServiceFault(part="webhooks", error=f"delivery {delivery_id}: {type(error).__name__}: {error}")
@@ -279,13 +276,12 @@ class Runtime(Middleware):
             ),
             flow=flow,
             limiter=limiter,
-            sender=sender,
             admission=admission,
             clock=clock,
             queue=queue,
             store=store,
             redis=redis,
-            clients=(client, webhooks),
+            clients=(client, post),
             toolbox=toolbox,
             exchange=exchange,
             tasks=tasks,
@@ -327,7 +323,7 @@ class Runtime(Middleware):
         with redis_away():
             await asyncio.to_thread(self.actors.send_jobs, hints, together=actors.hints_together(self._capacity))
 
-    async def send_deliveries(self, delivery_ids: list[str]) -> None:
+    async def _send_deliveries(self, delivery_ids: list[str]) -> None:
         """Hint these deliveries to Dramatiq."""
         assert self.actors is not None  # noqa: S101
         with redis_away():
@@ -365,29 +361,6 @@ def _providers(
 
 def _value(secret: SecretStr | None) -> str | None:
     return secret.get_secret_value() if secret else None
-
-
-class _DueWebhooks:
-    """Looks for due deliveries every few seconds, and hints them."""
-
-    def __init__(self, deliveries: Deliveries, runtime: Runtime, events: Events) -> None:
-        self._deliveries = deliveries
-        self._runtime = runtime
-        self._events = events
-        self._looked_at: datetime | None = None
-
-    async def send(self) -> None:
-        now = datetime.now(UTC)
-        if self._looked_at is not None and (now - self._looked_at).total_seconds() < _DELIVERIES_LOOK_EVERY_S:
-            return
-        self._looked_at = now
-        try:
-            due = await asyncio.to_thread(self._deliveries.due, now, _DELIVERIES_AT_ONCE)
-        except SQLAlchemyError as exc:
-            self._events.emit(ServiceFault(part="sql", error=f"deliveries: {type(exc).__name__}"))
-            return
-        if due:
-            await self._runtime.send_deliveries(due)
 
 
 def _allow_open_files(wanted: int) -> None:
