@@ -11,10 +11,10 @@ from sqlalchemy import Engine, or_
 from sqlmodel import Session, col, select
 
 from schemas.batch import BatchState, BatchStatus, retry_id
-from schemas.database import signing_secret
 from schemas.errors import InputError
 from schemas.outcome import Status
 from schemas.result import JobResult
+from schemas.signing_secrets import signing_secret
 from schemas.tables import Batch, Delivery, Job, Thread, ThreadMessage
 
 _FETCH_ROWS = 1000

@@ -1,31 +1,29 @@
-"""How both sides reach the SQL database: the engine for a URL, the tables, and what either may make in them."""
+"""How both sides reach the SQL database: the engine for a URL, the tables, and the lock of an endpoint."""
 
 from __future__ import annotations
 
-import base64
-import secrets
-from datetime import UTC, datetime
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, event, insert, text
+from sqlalchemy import Connection, Engine, event, text
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import IntegrityError
-from sqlmodel import Session, SQLModel, col, create_engine, select
+from sqlmodel import SQLModel, create_engine
 
+import schemas.tables  # noqa: F401 - what ensure_tables creates
 from schemas.table_layout import add_what_is_missing
-from schemas.tables import WebhookSecret
 
 SQLITE_BUSY_TIMEOUT_S = 30
 # Any constant does; it names assistq's own lock among a PostgreSQL server's advisory locks.
 _CREATE_TABLES_LOCK = 7_415_206_551
+# The same for what its locks of endpoints are hashed with.
+_ENDPOINT_LOCKS = 7_415_206_552
 
 # A PostgreSQL whose machine is gone is found out within a minute, not a quarter of an hour; one that
 # is only slow answers these for itself. What the URL says comes first.
 _SERVER_GONE = {"connect_timeout": 10, "keepalives_idle": 20, "keepalives_interval": 5, "keepalives_count": 4}
-
-SECRET_PREFIX = "whsec_"  # noqa: S105 - no secret, what one begins with
-SECRET_BYTES = 32
 
 
 def engine_for(url: str, *, pool_size: int = 10) -> Engine:
@@ -66,24 +64,20 @@ def ensure_tables(engine: Engine) -> None:
         add_what_is_missing(connection, SQLModel.metadata)
 
 
-def signing_secret(session: Session, workspace: str) -> str:
-    """Return the workspace's secret, `whsec_…`, adding a random one in the session's transaction if missing.
+@contextmanager
+def endpoint_locked(engine: Engine, workspace: str, url: str) -> Iterator[Connection]:
+    """Yield a transaction in which nobody else reads or writes what is kept of this webhook endpoint to change it.
 
-    Of two that make one at the same time, the primary key lets one win; both return it.
+    A lock and not the endpoint's row, because a healthy one has none.
     """
-    statement = select(WebhookSecret.secret).where(col(WebhookSecret.workspace) == workspace)
-    secret = session.exec(statement).one_or_none()
-    if secret is not None:
-        return secret
-    made = SECRET_PREFIX + base64.b64encode(secrets.token_bytes(SECRET_BYTES)).decode("ascii")
-    try:
-        # A savepoint: losing the race must not undo what the caller's transaction did before.
-        with session.begin_nested():
-            row = {"workspace": workspace, "secret": made, "created_at": datetime.now(UTC)}
-            session.connection().execute(insert(WebhookSecret).values(row))
-    except IntegrityError:
-        return session.exec(statement).one()
-    return made
+    with engine.begin() as connection:
+        if engine.dialect.name == "postgresql":
+            # A JSON array, so that no two pairs of names make one text.
+            endpoint = {"endpoint": json.dumps([workspace, url]), "seed": _ENDPOINT_LOCKS}
+            connection.execute(text("SELECT pg_advisory_xact_lock(hashtextextended(:endpoint, :seed))"), endpoint)
+        else:
+            connection.execute(text("BEGIN IMMEDIATE"))
+        yield connection
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Column, DateTime, Index, Text, TypeDecorator, UniqueConstraint, false
+from sqlalchemy import JSON, BigInteger, Column, DateTime, Index, Text, TypeDecorator, UniqueConstraint, false, text
 from sqlmodel import Field, SQLModel
 
 from schemas.outcome import Status
@@ -197,7 +197,7 @@ class Batch(SQLModel, table=True):
 
 
 class WebhookSecret(SQLModel, table=True):
-    """A workspace's signing secret, `whsec_…`."""
+    """The secret that a workspace's webhooks are signed with, `whsec_…`."""
 
     __tablename__ = "webhook_secrets"
 
@@ -206,14 +206,61 @@ class WebhookSecret(SQLModel, table=True):
     created_at: datetime = Field(sa_type=UtcDateTime)
 
 
+class RetiredWebhookSecret(SQLModel, table=True):
+    """A secret before a rotation, which signs beside the new one until it expires."""
+
+    __tablename__ = "retired_webhook_secrets"
+
+    workspace: str = Field(primary_key=True)
+    secret: str = Field(primary_key=True)
+    created_at: datetime = Field(sa_type=UtcDateTime)
+    expires_at: datetime = Field(sa_type=UtcDateTime)
+
+
+class WebhookEndpoint(SQLModel, table=True):
+    """What is held against a receiver: made at its first failure, gone with its next success.
+
+    `failures` in a row. While `open_until` is ahead nothing is sent there; once it is past, one
+    delivery at a time is. A disabled one gets nothing until a person enables it.
+    """
+
+    __tablename__ = "webhook_endpoints"
+
+    workspace: str = Field(primary_key=True)
+    url: str = Field(primary_key=True, sa_type=Text)
+    failures: int = 0
+    open_until: datetime | None = Field(default=None, sa_type=UtcDateTime, index=True)
+    disabled_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    disabled_reason: str | None = Field(default=None, sa_type=Text)
+
+
+# An index says for which rows it is in words, and so must a query that is to use it: no database
+# sees that a parameter is one of them.
+_PENDING = "state = 'pending'"
+_CLAIMED = "claimed_until IS NOT NULL"
+
+
 class Delivery(SQLModel, table=True):
     """One webhook event on its way to one URL; its id is the `webhook-id` header.
 
     That of a job that is not to be recorded is `unrecorded`: its body has no content, which the sender adds.
+    `claimed_until` is when the lease of the worker that is sending it ends, None while nobody is.
+    `attempts` counts every one; the schedule counts from `attempts_at_replay` on.
     """
 
     __tablename__ = "deliveries"
-    __table_args__ = (Index("deliveries_due", "state", "next_attempt_at"),)
+    __table_args__ = (
+        Index("deliveries_pending", "next_attempt_at", sqlite_where=text(_PENDING), postgresql_where=text(_PENDING)),
+        Index(
+            "deliveries_of_endpoint",
+            "workspace",
+            "url",
+            "next_attempt_at",
+            sqlite_where=text(_PENDING),
+            postgresql_where=text(_PENDING),
+        ),
+        Index("deliveries_claimed", "workspace", "url", sqlite_where=text(_CLAIMED), postgresql_where=text(_CLAIMED)),
+    )
 
     id: str = Field(primary_key=True)
     workspace: str
@@ -225,7 +272,9 @@ class Delivery(SQLModel, table=True):
     unrecorded: bool = Field(default=False, sa_column_kwargs={"server_default": false()})
     state: str
     attempts: int = 0
+    attempts_at_replay: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
     next_attempt_at: datetime = Field(sa_type=UtcDateTime)
+    claimed_until: datetime | None = Field(default=None, sa_type=UtcDateTime)
     last_status: int | None = None
     last_error: str | None = Field(default=None, sa_type=Text)
     created_at: datetime = Field(sa_type=UtcDateTime)

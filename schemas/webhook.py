@@ -11,6 +11,9 @@ from pydantic import BaseModel, ConfigDict
 
 from schemas.errors import InputError
 
+# What an index of PostgreSQL takes beside a workspace's name.
+URL_MAX_BYTES = 2048
+
 
 class DeliveryState(StrEnum):
     """Where a delivery is in its life."""
@@ -39,4 +42,6 @@ def checked_url(url: str) -> str:
         usable = False
     if not usable or not url.isprintable() or " " in url:
         raise InputError(f"webhook {url!r} is no address", mend="write a URL such as https://example.com/hook")
+    if len(url.encode()) > URL_MAX_BYTES:
+        raise InputError(f"webhook {url[:60]}… has more than {URL_MAX_BYTES} bytes", mend="write a shorter URL")
     return url

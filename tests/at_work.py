@@ -39,7 +39,7 @@ ROOT = Path(__file__).parents[1]
 ENDS_WITHIN_S = 60.0
 BOOTS_WITHIN_S = 60.0
 PROCESSES, THREADS = 4, 4
-# The workspace whose tools may reach this machine.
+# The workspace whose tools and webhooks may reach this machine.
 AT_HOME = "home"
 _numbers = itertools.count(1)
 

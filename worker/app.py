@@ -15,7 +15,6 @@ import uuid
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 import dramatiq
 import httpx
@@ -27,7 +26,6 @@ from pydantic import SecretStr
 from redis import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
-from sqlalchemy.exc import SQLAlchemyError
 
 from schemas import names
 from schemas.assistant import ProviderKind
@@ -66,8 +64,11 @@ from worker.spend.spending import Spending
 from worker.store.sql import SqlStore
 from worker.store.watch import WatchedStore
 from worker.tools.toolbox import WorkerToolbox
-from worker.webhooks.deliver import WebhookSender, webhook_client
+from worker.webhooks.backlog import Backlog
+from worker.webhooks.deliver import WebhookSender
 from worker.webhooks.deliveries import Deliveries
+from worker.webhooks.due import DueWebhooks
+from worker.webhooks.post import WebhookPost
 from worker.webhooks.unrecorded import UnrecordedContent
 
 # Redis may be away for this many tries, some 40 s, before an operation fails.
@@ -79,8 +80,6 @@ _DELIVERIES_IN_FLIGHT = 64
 # Sockets and files beside those of the calls in flight.
 _SPARE_FILES = 256
 _LEAVE_WITHIN_S = 2.0
-_DELIVERIES_LOOK_EVERY_S = 2.0
-_DELIVERIES_AT_ONCE = 100
 _JOBS_TOLD = 20
 
 _log = structlog.get_logger("assistq.worker")
@@ -92,7 +91,6 @@ class _Running:
 
     flow: Flow
     limiter: RedisLimiter
-    sender: WebhookSender
     leases: Leases
     admission: Admission
     clock: Clock
@@ -101,7 +99,7 @@ class _Running:
     redis: BatchedRedis
     jobs: InFlight[Hint]
     webhooks: InFlight[str]
-    clients: tuple[httpx.AsyncClient, ...]
+    clients: tuple[httpx.AsyncClient | WebhookPost, ...]
     toolbox: WorkerToolbox
     exchange: EstimateExchange
     tasks: tuple[asyncio.Task[None], ...]
@@ -170,13 +168,6 @@ class Runtime(Middleware):
         finally:
             self._parts.admission.wake()
 
-    async def _deliver(self, delivery_id: str) -> None:
-        """Attempt the delivery; without a database it stays due."""
-        try:
-            await self._parts.sender.attempt(delivery_id)
-        except SQLAlchemyError as exc:
-            self._parts.events.emit(ServiceFault(part="sql", error=f"delivery {delivery_id}: {type(exc).__name__}"))
-
     @property
     def _parts(self) -> _Running:
         if self._running is None:
@@ -243,12 +234,14 @@ class Runtime(Middleware):
             max_attempts=settings.max_attempts,
             max_kills=settings.max_kills,
         )
-        webhooks = webhook_client(max_connections=_DELIVERIES_IN_FLIGHT)
-        deliveries = Deliveries(engine)
+        post = WebhookPost(
+            allows_private=settings.private_networks_allowed.__contains__, max_connections=_DELIVERIES_IN_FLIGHT
+        )
         content = UnrecordedContent(redis)
         sender = WebhookSender(
-            webhooks, deliveries=deliveries, events=events, body_of=content.body_of, ended=content.let_go
+            post, deliveries=Deliveries(engine), events=events, body_of=content.body_of, ended=content.let_go
         )
+        due_webhooks = DueWebhooks(Backlog(engine), attempt=sender.attempt, hint=self._send_deliveries, events=events)
         releases = Releases(redis)
         await releases.set_weights(lanes.weights)
         admission = Admission(
@@ -265,7 +258,7 @@ class Runtime(Middleware):
             queue=queue,
             store=store,
             free_lost_calls=limiter.expire,
-            send_due_webhooks=_DueWebhooks(deliveries, self, events).send,
+            send_due_webhooks=due_webhooks.look,
             wake=admission.wake,
             events=events,
         )
@@ -301,7 +294,7 @@ class Runtime(Middleware):
                 loop=loop,
             ),
             webhooks=InFlight(
-                self._deliver,
+                due_webhooks.deliver,
                 capacity=_DELIVERIES_IN_FLIGHT,
                 on_crash=lambda delivery_id, error: events.emit(
                     ServiceFault(part="webhooks", error=f"delivery {delivery_id}: {type(error).__name__}: {error}")
@@ -310,14 +303,13 @@ class Runtime(Middleware):
             ),
             flow=flow,
             limiter=limiter,
-            sender=sender,
             leases=leases,
             admission=admission,
             clock=clock,
             queue=queue,
             store=database,
             redis=redis,
-            clients=(client, webhooks),
+            clients=(client, post),
             toolbox=toolbox,
             exchange=exchange,
             tasks=tasks,
@@ -381,7 +373,7 @@ class Runtime(Middleware):
         with redis_away():
             await asyncio.to_thread(self.actors.send_jobs, hints, together=actors.hints_together(self._capacity))
 
-    async def send_deliveries(self, delivery_ids: list[str]) -> None:
+    async def _send_deliveries(self, delivery_ids: list[str]) -> None:
         """Hint these deliveries to Dramatiq."""
         assert self.actors is not None  # noqa: S101
         with redis_away():
@@ -419,29 +411,6 @@ def _providers(
 
 def _value(secret: SecretStr | None) -> str | None:
     return secret.get_secret_value() if secret else None
-
-
-class _DueWebhooks:
-    """Looks for due deliveries every few seconds, and hints them."""
-
-    def __init__(self, deliveries: Deliveries, runtime: Runtime, events: Events) -> None:
-        self._deliveries = deliveries
-        self._runtime = runtime
-        self._events = events
-        self._looked_at: datetime | None = None
-
-    async def send(self) -> None:
-        now = datetime.now(UTC)
-        if self._looked_at is not None and (now - self._looked_at).total_seconds() < _DELIVERIES_LOOK_EVERY_S:
-            return
-        self._looked_at = now
-        try:
-            due = await asyncio.to_thread(self._deliveries.due, now, _DELIVERIES_AT_ONCE)
-        except SQLAlchemyError as exc:
-            self._events.emit(ServiceFault(part="sql", error=f"deliveries: {type(exc).__name__}"))
-            return
-        if due:
-            await self._runtime.send_deliveries(due)
 
 
 def _allow_open_files(wanted: int) -> None:

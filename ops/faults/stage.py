@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict
 from ops.faults.script import Kind
 
 # What the product offers of the list, for the load; the auditors follow what was loaded.
-JOB_WEBHOOKS = False
-RETRIES = False
+JOB_WEBHOOKS = True
+RETRIES = True
 
 WORKSPACES = ("north", "south", "east")
 MODELS = {Kind.TEXT: "m-small", Kind.OBJECT: "m-large", Kind.TOOLS: "m-large"}

@@ -27,7 +27,8 @@ from ops.faults.watch import Watch
 from producer.assistants import Assistants
 from schemas import names
 from schemas.assistant import AssistantConfig
-from schemas.database import engine_for, ensure_tables, signing_secret
+from schemas.database import engine_for, ensure_tables
+from schemas.signing_secrets import signing_secret
 
 ROOT = Path(__file__).resolve().parents[2]
 # Every process of the run has this in its environment: so that none can hide.

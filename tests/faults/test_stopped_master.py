@@ -24,8 +24,7 @@ def works(tmp_path: Path, servers_dir: Path) -> Iterator[Works]:
 def test_the_workers_of_a_stopped_master_go_on(works: Works) -> None:
     scene = Scene(works)
     scene.assistant()
-    assert works._process is not None
-    os.kill(works._process.pid, signal.SIGSTOP)
+    os.kill(works.process_group, signal.SIGSTOP)
     batch = works.producer.enqueue_many(scene.job(f"row {number}") for number in range(ROWS))
     ended = batch.wait(timeout_s=60)
     assert ended.counts == {"succeeded": ROWS}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,15 +14,19 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 from sqlalchemy.exc import OperationalError
-from sqlmodel import Session
+from sqlmodel import Session, select
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from schemas.database import engine_for, ensure_tables
-from schemas.tables import Delivery
+from schemas.signing_secrets import rotate
+from schemas.tables import Delivery, RetiredWebhookSecret
+from tests.loopback_http import LoopbackHttp, Told
 from worker.events import Event, Events, WebhookAttempted
+from worker.net.guard import Resolve
 from worker.webhooks.decide import Answer, Decision
-from worker.webhooks.deliver import WebhookSender, webhook_client
+from worker.webhooks.deliver import WebhookSender
 from worker.webhooks.deliveries import Claimed, Deliveries, new_delivery
+from worker.webhooks.post import WebhookPost
 
 DEADLINE_S = 10
 
@@ -114,23 +118,36 @@ def row(engine: Engine, id_: str) -> Delivery:
         return found
 
 
+def secret_of(engine: Engine) -> str:
+    return Deliveries(engine).secrets_of("demo", now=datetime.now(UTC))[0]
+
+
 def attempt(
-    engine: Engine, id_: str, *, at: datetime | None = None, timeout_s: float = 5, deliveries: Deliveries | None = None
+    engine: Engine,
+    id_: str,
+    *,
+    at: datetime | None = None,
+    timeout_s: float = 5,
+    deliveries: Deliveries | None = None,
+    allowed: Container[str] = ("demo",),
+    resolve: Resolve | None = None,
 ) -> list[WebhookAttempted]:
     """Make one attempt, as at the time `at`; return the events that it emitted."""
     told: list[Event] = []
 
     async def main() -> None:
-        async with webhook_client(max_connections=4) as client:
-            sender = WebhookSender(
-                client,
-                deliveries=deliveries or Deliveries(engine),
-                events=Events(told.append),
-                timeout_s=timeout_s,
-                now=lambda: at or datetime.now(UTC),
-                draw=lambda: 0.0,
-            )
+        post = WebhookPost(allows_private=allowed.__contains__, max_connections=4, timeout_s=timeout_s, resolve=resolve)
+        sender = WebhookSender(
+            post,
+            deliveries=deliveries or Deliveries(engine),
+            events=Events(told.append),
+            now=lambda: at or datetime.now(UTC),
+            draw=lambda: 0.0,
+        )
+        try:
             await sender.attempt(id_)
+        finally:
+            await post.aclose()
 
     asyncio.run(main())
     return [event for event in told if isinstance(event, WebhookAttempted)]
@@ -139,7 +156,7 @@ def attempt(
 def test_a_receiver_verifies_what_it_gets_and_the_delivery_ends(engine: Engine, receiver: Receiver) -> None:
     (event,) = attempt(engine, add(engine, receiver.url))
     ((headers, body),) = receiver.got
-    secret = Deliveries(engine).secret_of("demo")
+    secret = secret_of(engine)
     verified = Webhook(secret).verify(body, headers)
     assert (verified["type"], verified["data"]) == ("batch.completed", {"batch_id": "b1", "text": "é \u2028"})
     assert headers["webhook-id"] == "msg_b1_completed"
@@ -175,7 +192,7 @@ def test_a_failed_attempt_is_sent_again_with_the_same_id_and_body_and_a_new_time
     assert first["webhook-id"] == second["webhook-id"]
     assert first_body == second_body
     assert int(second["webhook-timestamp"]) == int(first["webhook-timestamp"]) + 5
-    Webhook(Deliveries(engine).secret_of("demo")).verify(second_body, second)
+    Webhook(secret_of(engine)).verify(second_body, second)
     assert row(engine, id_).last_error is None
 
 
@@ -285,10 +302,131 @@ def test_a_receivers_cookie_is_not_sent_to_the_next(engine: Engine, receiver: Re
     receiver.headers = {"set-cookie": "session=1"}
 
     async def main() -> None:
-        async with webhook_client(max_connections=4) as client:
-            sender = WebhookSender(client, deliveries=Deliveries(engine), events=Events())
-            await sender.attempt(add(engine, receiver.url, id_="one"))
-            await sender.attempt(add(engine, receiver.url, id_="two"))
+        post = WebhookPost(allows_private=lambda _: True, max_connections=4)
+        sender = WebhookSender(post, deliveries=Deliveries(engine), events=Events())
+        await sender.attempt(add(engine, receiver.url, id_="one"))
+        await sender.attempt(add(engine, receiver.url, id_="two"))
+        await post.aclose()
 
     asyncio.run(main())
     assert [headers.get("cookie") for headers, _ in receiver.got] == [None, None]
+
+
+class Names:
+    """A resolver whose name has one address at the first look and another at each later one."""
+
+    def __init__(self, *addresses: str) -> None:
+        self._addresses = list(addresses)
+        self.asked: list[str] = []
+
+    async def resolve(self, host: str) -> Sequence[str]:
+        self.asked.append(host)
+        return [self._addresses.pop(0) if len(self._addresses) > 1 else self._addresses[0]]
+
+
+def refused(engine: Engine, id_: str, events: list[WebhookAttempted]) -> None:
+    """Assert that this attempt was refused, says so, and is made again later."""
+    (event,) = events
+    assert (event.outcome, event.http_status) == ("retry", None)
+    stored = row(engine, id_)
+    assert (stored.state, stored.attempts) == ("pending", 1)
+    assert "is not on the public internet" in (stored.last_error or "")
+    assert "'demo' in ASSISTQ_PRIVATE_NETWORK_WORKSPACES" in (stored.last_error or "")
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1",
+        "2130706433",
+        "0x7f.1",
+        "127.1",
+        "0",
+        "localhost",
+        "public.test@127.0.0.1",
+        "[::1]",
+        "[::ffff:127.0.0.1]",
+        "169.254.169.254",
+        "10.0.0.1",
+        "[fe80::1]",
+    ],
+)
+def test_an_address_that_is_not_public_is_refused_however_it_is_written(
+    engine: Engine, receiver: Receiver, host: str
+) -> None:
+    id_ = add(engine, receiver.url.replace("127.0.0.1", host))
+    refused(engine, id_, attempt(engine, id_, allowed=("other",)))
+    assert not receiver.got
+
+
+def test_a_name_that_leads_to_a_private_address_is_refused(engine: Engine, receiver: Receiver) -> None:
+    id_ = add(engine, receiver.url.replace("127.0.0.1", "hooks.test"))
+    refused(engine, id_, attempt(engine, id_, allowed=(), resolve=Names("127.0.0.1").resolve))
+    assert not receiver.got
+
+
+def test_a_name_is_looked_up_once_so_that_it_cannot_become_loopback_after_the_check(
+    engine: Engine, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 127.0.0.1 counts as public here, for the test to have a receiver; what the name becomes next does not.
+    monkeypatch.setattr("worker.net.guard.is_public", lambda address: str(address) == "127.0.0.1")
+    names = Names("127.0.0.1", "127.0.0.2")
+    id_ = add(engine, receiver.url.replace("127.0.0.1", "hooks.test"))
+    (event,) = attempt(engine, id_, allowed=(), resolve=names.resolve)
+    assert event.outcome == "delivered"
+    ((headers, _),) = receiver.got
+    assert headers["host"].startswith("hooks.test:")
+    assert names.asked == ["hooks.test"]
+
+    again = add(engine, receiver.url.replace("127.0.0.1", "hooks.test"), id_="again")
+    refused(engine, again, attempt(engine, again, allowed=(), resolve=names.resolve))
+    assert len(receiver.got) == 1
+
+
+def test_a_public_receiver_cannot_redirect_to_a_private_address(
+    engine: Engine, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with LoopbackHttp(lambda _: Told()) as private:
+        target = private.url.replace("127.0.0.1", "127.0.0.2")
+        receiver.status, receiver.headers = 307, {"location": target}
+        monkeypatch.setattr("worker.net.guard.is_public", lambda address: str(address) == "127.0.0.1")
+        (event,) = attempt(engine, add(engine, receiver.url), allowed=())
+        assert (event.outcome, event.http_status) == ("retry", 307)
+        assert not private.asked
+
+
+def test_no_proxy_of_the_environment_gets_a_webhook(
+    engine: Engine, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with LoopbackHttp(lambda _: Told()) as proxy:
+        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+            monkeypatch.setenv(name, proxy.url)
+        (event,) = attempt(engine, add(engine, receiver.url))
+        assert event.outcome == "delivered"
+        assert not proxy.asked
+
+
+def test_while_secrets_are_rotated_a_receiver_with_either_verifies_and_later_only_with_the_new_one(
+    engine: Engine, receiver: Receiver
+) -> None:
+    old = secret_of(engine)
+    now = datetime.now(UTC)
+    with Session(engine) as session:
+        new = rotate(session, "demo", now=now, overlap=timedelta(hours=24))
+    # Signatures are made with the time of sending, which a receiver compares to its own clock.
+    attempt(engine, add(engine, receiver.url, id_="during"))
+    ((headers, body),) = receiver.got
+    assert [part.partition(",")[0] for part in headers["webhook-signature"].split()] == ["v1", "v1"]
+    for secret in (old, new):
+        assert Webhook(secret).verify(body, headers)["type"] == "batch.completed"
+
+    with Session(engine) as session:
+        for retired in session.exec(select(RetiredWebhookSecret)):
+            retired.expires_at = now
+        session.commit()
+    attempt(engine, add(engine, receiver.url, id_="after"))
+    headers, body = receiver.got[1]
+    assert len(headers["webhook-signature"].split()) == 1
+    Webhook(new).verify(body, headers)
+    with pytest.raises(WebhookVerificationError):
+        Webhook(old).verify(body, headers)

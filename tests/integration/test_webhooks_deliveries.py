@@ -15,8 +15,10 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import SessionTransaction
 from sqlmodel import Session
 
-from schemas.database import engine_for, ensure_tables, signing_secret
+from schemas.database import engine_for, ensure_tables
+from schemas.signing_secrets import rotate, signing_secret, signing_secrets
 from schemas.tables import Delivery, WebhookSecret
+from worker.webhooks.backlog import Backlog
 from worker.webhooks.decide import Answer, Delivered, GaveUp, RetryAt
 from worker.webhooks.deliveries import Deliveries, new_delivery
 
@@ -56,6 +58,10 @@ def row(engine: Engine, id_: str) -> Delivery:
         return found
 
 
+def due(engine: Engine, now: datetime, limit: int = 10) -> list[str]:
+    return Backlog(engine).due(now, limit=limit)
+
+
 def race(act: Callable[[], T]) -> list[T]:
     """Run the act in RACERS threads that start at the same moment."""
     start = threading.Barrier(RACERS)
@@ -71,9 +77,8 @@ def race(act: Callable[[], T]) -> list[T]:
 def test_due_are_those_whose_time_has_come_longest_due_first(engine: Engine) -> None:
     for id_, age_s in (("young", 1), ("old", 60), ("future", -1)):
         add(engine, id_, now=NOW - timedelta(seconds=age_s))
-    deliveries = Deliveries(engine)
-    assert deliveries.due(NOW, 10) == ["old", "young"]
-    assert deliveries.due(NOW, 1) == ["old"]
+    assert due(engine, NOW) == ["old", "young"]
+    assert due(engine, NOW, 1) == ["old"]
 
 
 def test_of_workers_that_claim_at_once_one_gets_the_delivery(engine: Engine) -> None:
@@ -88,7 +93,7 @@ def test_a_claimed_delivery_is_due_again_when_its_lease_ends(engine: Engine) -> 
     add(engine, "d")
     deliveries = Deliveries(engine, lease_s=60)
     assert deliveries.claim("d", now=NOW) is not None
-    assert deliveries.due(NOW + timedelta(seconds=59), 10) == []
+    assert due(engine, NOW + timedelta(seconds=59)) == []
     assert deliveries.claim("d", now=NOW + timedelta(seconds=59)) is None
     again = deliveries.claim("d", now=NOW + timedelta(seconds=60))
     assert again is not None
@@ -126,7 +131,7 @@ def test_what_came_of_an_attempt_is_in_the_row(engine: Engine) -> None:
     assert (stored.state, stored.next_attempt_at, stored.last_error) == ("pending", later, "refused")
     stored = row(engine, "gone")
     assert (stored.state, stored.delivered_at, stored.last_status) == ("failed", None, 410)
-    assert deliveries.due(NOW + timedelta(days=9), 10) == ["again"]
+    assert due(engine, NOW + timedelta(days=9)) == ["again"]
 
 
 def test_what_does_not_exist_or_has_ended_cannot_be_claimed(engine: Engine) -> None:
@@ -139,17 +144,42 @@ def test_what_does_not_exist_or_has_ended_cannot_be_claimed(engine: Engine) -> N
     assert deliveries.claim("nobody", now=NOW) is None
 
 
+def own_secret(engine: Engine, workspace: str) -> str:
+    (secret,) = Deliveries(engine).secrets_of(workspace, now=NOW)
+    return secret
+
+
 def test_a_secret_is_32_random_bytes_and_stays(engine: Engine) -> None:
-    deliveries = Deliveries(engine)
-    secret = deliveries.secret_of("demo")
+    secret = own_secret(engine, "demo")
     assert secret.startswith("whsec_")
     assert len(base64.b64decode(secret.removeprefix("whsec_"), validate=True)) == 32
-    assert deliveries.secret_of("demo") == secret
-    assert deliveries.secret_of("other") != secret
+    assert own_secret(engine, "demo") == secret
+    assert own_secret(engine, "other") != secret
 
 
 def test_all_that_make_a_secret_at_once_read_the_same_one(engine: Engine) -> None:
-    assert len(set(race(lambda: Deliveries(engine).secret_of("demo")))) == 1
+    assert len(set(race(lambda: own_secret(engine, "demo")))) == 1
+
+
+def test_rotations_at_once_each_give_a_secret_that_is_valid(engine: Engine) -> None:
+    first = own_secret(engine, "demo")
+
+    def rotated() -> str:
+        with Session(engine) as session:
+            return rotate(session, "demo", now=NOW, overlap=timedelta(hours=24))
+
+    made = race(rotated)
+    with Session(engine) as session:
+        assert len(set(made)) == RACERS
+        assert set(signing_secrets(session, "demo", now=NOW)) == {first, *made}
+        assert signing_secret(session, "demo") in made
+        assert signing_secrets(session, "demo", now=NOW + timedelta(hours=24)) == [signing_secret(session, "demo")]
+
+
+def test_the_first_rotation_of_a_workspace_without_a_secret_makes_one(engine: Engine) -> None:
+    with Session(engine) as session:
+        secret = rotate(session, "demo", now=NOW, overlap=timedelta(hours=24))
+    assert own_secret(engine, "demo") == secret
 
 
 def test_losing_the_race_for_a_secret_keeps_what_the_transaction_did_before(

@@ -25,8 +25,9 @@ from worker.queue.queue import Claimed, JobQueue
 from worker.store.base import Settlement
 from worker.store.sql import SqlStore
 from worker.webhooks.decide import JITTER, RETRY_AFTER_S
-from worker.webhooks.deliver import WebhookSender, webhook_client
+from worker.webhooks.deliver import WebhookSender
 from worker.webhooks.deliveries import Deliveries
+from worker.webhooks.post import WebhookPost
 from worker.webhooks.unrecorded import UnrecordedContent
 
 pytestmark = pytest.mark.anyio
@@ -85,7 +86,7 @@ class Ending:
 
     def received(self) -> list[Any]:
         """Return what the receiver got; each is verified."""
-        secret = Deliveries(self.engine).secret_of(WORKSPACE)
+        (secret,) = Deliveries(self.engine).secrets_of(WORKSPACE, now=self.now)
         # The timestamp is that of the sender's clock, which the test sets.
         return [
             json.loads(asked.body)
@@ -112,19 +113,20 @@ async def ending(redis_client: Redis, producer: Producer, engine: Engine) -> Asy
     with LoopbackHttp(answer) as receiver:
         job = a_job("j", do_not_record=True, webhook=f"{receiver.url}/hook", metadata={"of": CANARY})
         producer.enqueue(job)
-        async with webhook_client(max_connections=1) as client:
-            content = UnrecordedContent(redis_client)
-            sender = WebhookSender(
-                client,
-                deliveries=Deliveries(engine),
-                events=Events(),
-                body_of=content.body_of,
-                ended=content.let_go,
-                now=lambda: made.now,
-                draw=lambda: 0.0,
-            )
-            made = Ending(await claimed(queue), redis_client, engine, queue, store, sender, receiver)
-            yield made
+        post = WebhookPost(allows_private=lambda _: True, max_connections=1)
+        content = UnrecordedContent(redis_client)
+        sender = WebhookSender(
+            post,
+            deliveries=Deliveries(engine),
+            events=Events(),
+            body_of=content.body_of,
+            ended=content.let_go,
+            now=lambda: made.now,
+            draw=lambda: 0.0,
+        )
+        made = Ending(await claimed(queue), redis_client, engine, queue, store, sender, receiver)
+        yield made
+        await post.aclose()
     store.close()
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.webhooks.decide import RETRY_AFTER_S, Answer, Delivered, GaveUp, RetryAt, decide
+from worker.webhooks.decide import RETRY_AFTER_S, Answer, Delivered, GaveUp, Gone, RetryAt, decide
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -27,8 +27,8 @@ def test_everything_else_is_sent_again(status: int | None) -> None:
     assert after(Answer(status, "no")) == RetryAt(NOW + timedelta(seconds=5))
 
 
-def test_gone_is_given_up_at_once() -> None:
-    assert after(Answer(410, "gone")) == GaveUp()
+def test_gone_is_for_ever() -> None:
+    assert after(Answer(410, "gone")) == Gone()
 
 
 def test_the_schedule_is_5_s_to_10_h_and_ends_after_the_eighth_attempt() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Executor
+from functools import partial
 from ipaddress import ip_address
 
 from worker.net.addresses import is_public
@@ -45,5 +47,15 @@ class AddressGuard:
 
 async def resolve_by_system(host: str) -> Sequence[str]:
     """Return a host's addresses as the machine is set up to find them."""
-    found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    return [str(sockaddr[0]) for *_, sockaddr in found]
+    return await resolver_on(None)(host)
+
+
+def resolver_on(threads: Executor | None) -> Resolve:
+    """Return the system's resolver, on these threads, or on those of the event loop: a dead name holds one for long."""
+
+    async def resolve(host: str) -> Sequence[str]:
+        look_up = partial(socket.getaddrinfo, host, None, type=socket.SOCK_STREAM)
+        found = await asyncio.get_running_loop().run_in_executor(threads, look_up)
+        return [str(sockaddr[0]) for *_, sockaddr in found]
+
+    return resolve

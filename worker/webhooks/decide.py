@@ -43,18 +43,25 @@ class GaveUp:
     """The event is not sent again, unless somebody replays it."""
 
 
-Decision = Delivered | RetryAt | GaveUp
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """The receiver wants no more events at this address, ever."""
+
+
+Decision = Delivered | RetryAt | GaveUp | Gone
 
 
 def decide(answer: Answer, *, attempts: int, now: datetime, jitter: float) -> Decision:
-    """Return what follows; `attempts` includes this one, `jitter` is a draw from 0 to 1.
+    """Return what follows; `attempts` on the schedule, this one included; `jitter` is a draw from 0 to 1.
 
     Only 2xx is a success: a redirect is a fault of the address and is not followed. 410
     says that the receiver wants no more.
     """
     if answer.status is not None and is_success(answer.status):
         return Delivered()
-    if answer.status == HTTPStatus.GONE or attempts > len(RETRY_AFTER_S):
+    if answer.status == HTTPStatus.GONE:
+        return Gone()
+    if attempts > len(RETRY_AFTER_S):
         return GaveUp()
     delay_s = RETRY_AFTER_S[attempts - 1] * (1 + JITTER * jitter)
     return RetryAt(now + timedelta(seconds=delay_s))
