@@ -218,6 +218,7 @@ class Runtime(Middleware):
             limiter=limiter,
             estimates=estimates,
             spending=Spending(redis, price_of=lanes.price_of, cap_of=lanes.cap_of, now=clock.now),
+            leases=leases,
             queue=queue,
             clock=clock,
             events=events,

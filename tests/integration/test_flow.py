@@ -8,6 +8,7 @@ import dataclasses
 import socket
 import sqlite3
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,7 +80,7 @@ from worker.limits.redis_limiter import RedisLimiter
 from worker.providers.base import ChatRequest
 from worker.providers.openai_compatible import OpenAICompatible, http_client
 from worker.queue.leases import Leases
-from worker.queue.queue import Hint, JobQueue
+from worker.queue.queue import LEASE_S, Hint, JobQueue
 from worker.queue.steps import ReplyStep, ResultStep
 from worker.spend.spending import Spending
 from worker.store.sql import SqlStore
@@ -109,12 +110,13 @@ class Worker:
     price: Price | None = None
     cap: SpendCap = field(default_factory=SpendCap)
     told: list[Event] = field(default_factory=list)
+    stood_still_s: float = 0.0
 
     def __post_init__(self) -> None:
         self._heard = asyncio.Condition()
         self.events = Events(self._hear)
         self.queue = JobQueue(self.redis)
-        self.leases = Leases(self.queue, self.events)
+        self.leases = Leases(self.queue, self.events, now_s=lambda: time.monotonic() + self.stood_still_s)
         self.store = SqlStore(self.engine)
         self.clock = Clock()
         self.limiter = RedisLimiter(
@@ -134,6 +136,7 @@ class Worker:
             limiter=self.limiter,
             estimates=self.estimates,
             spending=Spending(self.redis, price_of=lambda _: self.price, cap_of=lambda _: self.cap, now=self.clock.now),
+            leases=self.leases,
             queue=self.queue,
             clock=self.clock,
             events=self.events,
@@ -1103,6 +1106,30 @@ class TestShutdown:
         await worker.limiter.aclose()
         assert not await redis_client.exists(f"aq:tickets:{LANE.key}")
         assert (await reserved(redis_client, LANE))[0] == 1
+
+    async def test_a_worker_that_stood_still_makes_no_call_for_a_job_that_was_taken_from_it(
+        self, hire: Hire, producer: Producer, loopback_provider: LoopbackProvider, redis_client: Redis
+    ) -> None:
+        worker = hire()
+        producer.enqueue(a_job())
+        await worker.run()
+        producer.enqueue_many([a_job()] * 2, batch_id="b")
+        taken, kept = await released(worker.queue)
+        await worker.limiter.cool_down(LANE, delay_s=2)
+        waits = [asyncio.create_task(worker.flow.run(hint)) for hint in (taken, kept)]
+
+        async def both_wait() -> bool:
+            return bool(await redis_client.llen(f"aq:tickets:{LANE.key}") == 2)
+
+        await until(both_wait)
+        await redis_client.zadd(names.LEASES, {taken.job_id: 1})
+        assert (await worker.queue.sweep()).recovered == 1
+        worker.stood_still_s = LEASE_S
+        await asyncio.wait_for(asyncio.gather(*waits), DEADLINE_S)
+        (refused,) = worker.all(StaleWorkRefused)
+        assert (refused.job_id, refused.at) == (taken.job_id, "confirm")
+        # The first one's, and the one that was still its own.
+        assert loopback_provider.count == 2
 
     async def test_a_job_that_waited_for_its_turn_tells_how_long(
         self, hire: Hire, producer: Producer, loopback_provider: LoopbackProvider

@@ -16,6 +16,7 @@ from worker.limits.base import Granted, Limiter, Stopped
 from worker.limits.learned import EstimateKey, Estimates
 from worker.providers.base import ChatRequest, Provider
 from worker.providers.errors import ProviderError, StructuredOutputUnsupported, Unreachable
+from worker.queue.leases import Leases
 from worker.queue.queue import CalledOff, Claimed, JobQueue
 from worker.queue.steps import AnyStep, ReplyStep
 from worker.spend.spending import Quote, Spending
@@ -42,6 +43,7 @@ class Calls:
         limiter: Limiter,
         estimates: Estimates,
         spending: Spending,
+        leases: Leases,
         queue: JobQueue,
         events: Events,
         max_attempts: int,
@@ -50,6 +52,7 @@ class Calls:
         self._limiter = limiter
         self._estimates = estimates
         self._spending = spending
+        self._leases = leases
         self._queue = queue
         self._events = events
         self._max_attempts = max_attempts
@@ -84,6 +87,7 @@ class Calls:
             self._events.emit(LimiterWaited(claimed.id, claimed.batch_id, lane, answer.waited_s))
         granted_s = time.monotonic()
         try:
+            await self._leases.confirm(claimed)
             await self._spending.send(claimed, quote)
         except BaseException:
             await self._limiter.cancel(lane, answer)

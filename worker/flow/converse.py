@@ -21,6 +21,7 @@ from worker.limits.base import Limiter
 from worker.limits.learned import Estimates
 from worker.providers.base import Provider, StructuredOutput
 from worker.providers.errors import StructuredOutputUnsupported
+from worker.queue.leases import Leases
 from worker.queue.queue import CalledOff, Claimed, JobQueue
 from worker.queue.steps import AnyStep, ReplyStep, ToolStep
 from worker.spend.spending import Spending
@@ -49,6 +50,7 @@ class Conversation:
         limiter: Limiter,
         estimates: Estimates,
         spending: Spending,
+        leases: Leases,
         queue: JobQueue,
         clock: Clock,
         events: Events,
@@ -65,10 +67,12 @@ class Conversation:
             limiter=limiter,
             estimates=estimates,
             spending=spending,
+            leases=leases,
             queue=queue,
             events=events,
             max_attempts=max_attempts,
         )
+        self._leases = leases
         self._queue = queue
         self._clock = clock
         self._events = events
@@ -187,6 +191,7 @@ class Conversation:
 
         # The reply's place tells rounds apart, so that a call which comes again has the same key.
         keys = [f"{claimed.id}.{move.reply}.{position}" for position in positions]
+        await self._leases.confirm(claimed)
         await tools.run(tuple(move.calls.values()), keys=keys, answered=keep)
         return Journaled(tuple(steps), called_off=called_off)
 

@@ -60,6 +60,7 @@ class Flow:
 
     async def run(self, hint: Hint) -> None:
         """Run the job that the hint names as far as it goes now."""
+        since_s = self._leases.now_s()
         try:
             claimed = await self._claim(hint)
         except RedisAway as away:
@@ -69,7 +70,7 @@ class Flow:
         if claimed is None:
             return
         try:
-            async with self._leases.held(claimed):
+            async with self._leases.held(claimed, since_s=since_s):
                 with self._suspects.place_for(claimed) as wait:
                     await (self._run(claimed) if wait is None else self._snooze(claimed, wait))
         except StaleJobError as stale:

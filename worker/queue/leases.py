@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
 from worker.errors import RedisAway
@@ -14,20 +15,27 @@ from worker.queue.queue import LEASE_S, RENEW_EVERY_S, Claimed, Hint, JobQueue, 
 class Leases:
     """One renewal for all jobs of the process, every RENEW_EVERY_S."""
 
-    def __init__(self, queue: JobQueue, events: Events) -> None:
-        """Start with no job held."""
+    def __init__(self, queue: JobQueue, events: Events, *, now_s: Callable[[], float] = time.monotonic) -> None:
+        """Start with no job held; `now_s` must go on while the process stands still."""
         self._queue = queue
         self._events = events
+        self._now_s = now_s
         self._held: dict[Hint, asyncio.Task[object]] = {}
+        # When each job that is held was certainly ours.
+        self._sure_s: dict[Hint, float] = {}
         self._lost: set[Hint] = set()
         self._unfinished: dict[Hint, Claimed] = {}
 
     @asynccontextmanager
-    async def held(self, claimed: Claimed) -> AsyncIterator[None]:
-        """Renew the job's lease while the block runs; a lost lease ends the block with StaleJobError."""
+    async def held(self, claimed: Claimed, *, since_s: float | None = None) -> AsyncIterator[None]:
+        """Renew the job's lease while the block runs; a lost lease ends the block with StaleJobError.
+
+        `since_s` is when its claim was sent, by `now_s()`; now, if it is not said.
+        """
         task = asyncio.current_task()
         assert task is not None, "held() is entered in a task"  # noqa: S101 - narrows the type
         self._held[claimed.hint] = task
+        self._sure_s[claimed.hint] = self.now_s() if since_s is None else since_s
         try:
             yield
         except RedisAway:
@@ -41,7 +49,25 @@ class Leases:
             raise StaleJobError(claimed.id, at="lease") from None
         finally:
             self._held.pop(claimed.hint, None)
+            self._sure_s.pop(claimed.hint, None)
             self._lost.discard(claimed.hint)
+
+    def now_s(self) -> float:
+        """Return the time on the clock of the leases."""
+        return self._now_s()
+
+    async def confirm(self, claimed: Claimed) -> None:
+        """Ask if the job is still ours, where its lease may have ended since we knew; raises StaleJobError, RedisAway.
+
+        Right before what cannot be taken back. A process that was stopped finds answers of
+        before in its sockets, and would go on from them as if no time had passed.
+        """
+        asked_s = self._now_s()
+        if asked_s - self._sure_s.get(claimed.hint, asked_s) < LEASE_S:
+            return
+        if await self._queue.renew([claimed.hint]):
+            raise StaleJobError(claimed.id, at="confirm")
+        self._sure_s[claimed.hint] = asked_s
 
     def let_go(self, claimed: Claimed) -> None:
         """Renew the job's lease no more: what follows is the write that ends our hold on it.
@@ -84,7 +110,7 @@ class Leases:
                 await self.give_back(delay_s=LEASE_S)
 
     async def _renew(self) -> None:
-        asked = list(self._held)
+        asked, asked_s = list(self._held), self._now_s()
         try:
             lost = await self._queue.renew(asked)
         except RedisAway as exc:
@@ -97,3 +123,5 @@ class Leases:
             if hint.job_id in lost and task is not None:
                 self._lost.add(hint)
                 task.cancel()
+            elif hint in self._sure_s:
+                self._sure_s[hint] = asked_s
