@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
 from itertools import chain
 
 from pydantic import ValidationError
@@ -13,6 +15,7 @@ from producer.records import Records
 from schemas.batch import BatchStatus, retry_id
 from schemas.errors import InputError
 from schemas.job import InvokeJob
+from schemas.money import amount
 from schemas.outcome import Status
 from schemas.tables import Job
 
@@ -31,14 +34,29 @@ class Retried:
     left_out: int
 
 
-def retry(producer: Producer, records: Records, batch_id: str, *, webhook: str | None = None) -> Retried:
+def retry(
+    producer: Producer,
+    records: Records,
+    batch_id: str,
+    *,
+    webhook: str | None = None,
+    expires_at: datetime | None = None,
+    spend_cap: Decimal | float | None = None,
+) -> Retried:
     """Enqueue the rows of a batch that did not succeed as another batch, each under its row number.
 
-    A retry's id stands for the batch whose rows it ran. The webhook is that batch's unless one is given. After
-    an interruption the same call goes on, and enqueues nothing twice. InputError for a batch that is not known
-    or has not ended, nor its last retry.
+    A retry's id stands for the batch whose rows it ran. The webhook is that batch's unless one is given; an
+    end by time, and a cap on what the retry spends, are its own. After an interruption the same call goes on,
+    and enqueues nothing twice. InputError for a batch that is not known or has not ended, nor its last
+    retry, and for one with a spend cap if none is given: the retry would have none.
     """
     root = _root(producer, records, batch_id)
+    if root.spend_cap_nano is not None and spend_cap is None:
+        raise InputError(
+            f"batch '{root.batch_id}' had a spend cap of {amount(root.spend_cap_nano)}, "
+            f"of which {amount(root.cost_nano)} was spent",
+            mend="say with --spend-cap what its retry may spend",
+        )
     before = records.retries_of(root.batch_id)
     new_id = retry_id(root.batch_id, len(before) + 1)
     _refuse_taken(producer, records, new_id, root=root.batch_id)
@@ -52,6 +70,8 @@ def retry(producer: Producer, records: Records, batch_id: str, *, webhook: str |
         batch_id=new_id,
         webhook=webhook or root.webhook,
         label=root.label,
+        expires_at=expires_at,
+        spend_cap=spend_cap,
         retry_of=root.batch_id,
     )
     return Retried(root=root.batch_id, batch=batch, rows=rows.taken, left_out=rows.left_out)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import cast
 
@@ -11,6 +13,8 @@ import click
 from producer.bulk.results import FORMATS, ResultsFormat, write_results
 from producer.cli import access
 from producer.cli.console import BatchProgress, batch_json, batch_lines, batches_table, out, print_json, say
+from producer.cli.duration import expiry_option
+from producer.cli.spend import cap_option
 from producer.client import Producer
 from producer.records import Records
 from producer.retry import retry as run_anew
@@ -86,8 +90,12 @@ def results(batch_id: str, *, format_: str | None, out_path: Path | None) -> Non
 @click.command()
 @click.argument("batch_id", metavar="BATCH")
 @click.option("--webhook", metavar="URL", help="Called once, signed, when the retry ends. [default: that of BATCH]")
+@expiry_option
+@cap_option
 @click.option("--json", "as_json", is_flag=True, help="Print the retry as JSON.")
-def retry(batch_id: str, *, webhook: str | None, as_json: bool) -> None:
+def retry(
+    batch_id: str, *, webhook: str | None, expires_in: timedelta | None, spend_cap: str | None, as_json: bool
+) -> None:
     """Run the rows of BATCH that did not succeed anew, as another batch, and print its id.
 
     BATCH must have ended. `assistq results BATCH` then has each row's last result. An interrupted
@@ -97,7 +105,14 @@ def retry(batch_id: str, *, webhook: str | None, as_json: bool) -> None:
     if webhook is not None:
         checked_url(webhook)
     with access.database(settings) as engine, access.running_queue(settings) as producer:
-        retried = run_anew(producer, Records(engine), batch_id, webhook=webhook)
+        retried = run_anew(
+            producer,
+            Records(engine),
+            batch_id,
+            webhook=webhook,
+            expires_at=None if expires_in is None else datetime.now(UTC) + expires_in,
+            spend_cap=None if spend_cap is None else Decimal(spend_cap),
+        )
         if retried.left_out:
             say(f"{retried.left_out} rows cannot be run anew: they were rejected, or are not recorded")
         if retried.batch is None:

@@ -28,3 +28,11 @@ class Duration(click.ParamType[timedelta]):
         if not timedelta() < duration <= _AT_MOST:
             self.fail(f"'{value}' must be more than nothing and at most {_AT_MOST.days}d", param, ctx)
         return duration
+
+
+expiry_option = click.option(
+    "--expires-in",
+    type=Duration(),
+    metavar="TIME",
+    help="End what has not ended after this time as expired: 90s, 30m, 6h, 2d. [default: no end]",
+)

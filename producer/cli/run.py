@@ -31,7 +31,7 @@ from producer.cli.console import (
     say,
     tell_other_end,
 )
-from producer.cli.duration import Duration
+from producer.cli.duration import expiry_option
 from producer.cli.main import Terminated
 from producer.cli.source import Source, read
 from producer.cli.spend import cap_option
@@ -79,12 +79,7 @@ class Wall:
     help="Results, .csv, .jsonl or .parquet. [default: FILE-results.csv beside FILE]",
 )
 @click.option("--webhook", metavar="URL", help="Called once, signed, when the batch ends.")
-@click.option(
-    "--expires-in",
-    type=Duration(),
-    metavar="TIME",
-    help="End what has not ended after this time as expired: 90s, 30m, 6h, 2d. [default: no end]",
-)
+@expiry_option
 @cap_option
 @click.option("--skip-bad-rows", is_flag=True, help="Run the good rows; each bad one is in the results with its error.")
 @click.option("--again", is_flag=True, help="Run all rows anew, after a run of this file that came to its end.")

@@ -11,7 +11,7 @@ from producer.assistants import Assistants
 from producer.cli import access
 from producer.cli.batches import tell_no_workers
 from producer.cli.console import batch_json, counted, print_json, say, tell_other_end
-from producer.cli.duration import Duration
+from producer.cli.duration import expiry_option
 from producer.cli.source import Source, read
 from producer.cli.spend import cap_option
 from producer.client import Producer
@@ -28,12 +28,7 @@ from schemas.webhook import checked_url
 @click.option("--assistant", required=True, help="Assistant file (YAML), or the address of a stored assistant.")
 @click.option("--webhook", metavar="URL", help="Called once, signed, when the batch ends.")
 @cap_option
-@click.option(
-    "--expires-in",
-    type=Duration(),
-    metavar="TIME",
-    help="End what has not ended after this time as expired: 90s, 30m, 6h, 2d. [default: no end]",
-)
+@expiry_option
 @click.option(
     "--skip-bad-rows", is_flag=True, help="Enqueue the good rows; each bad one is in the results with its error."
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from redis.asyncio import Redis
@@ -17,6 +18,7 @@ from producer.retry import retry
 from schemas import InputError, InvokeJob, JobRecord, Rejection, Status, names
 from schemas.batch import BatchStatus, end_state
 from schemas.database import engine_for, ensure_tables
+from schemas.money import NANOS
 from schemas.outcome import Code
 from schemas.tables import Job
 from tests.given import NOW, a_job, a_result, released, state
@@ -156,6 +158,19 @@ async def test_nothing_is_run_anew_while_the_batch_or_its_last_retry_has_not_end
     await works.work(all_end_as(Status.FAILED))
     with pytest.raises(InputError, match="'other_retry1' exists already, which is no retry of other"):
         retry(works.producer, works.records, "other")
+
+
+async def test_the_retry_of_a_batch_that_had_a_cap_needs_one_of_its_own(works: Works) -> None:
+    works.producer.enqueue_many([a_job()] * 2, batch_id="b", spend_cap=0.5)
+    await works.work(all_end_as(Status.OVER_BUDGET))
+    with pytest.raises(InputError, match=r"had a spend cap of 0\.50.*--spend-cap"):
+        retry(works.producer, works.records, "b")
+    soon = datetime.now(UTC) + timedelta(hours=1)
+    retried = retry(works.producer, works.records, "b", spend_cap=2, expires_at=soon)
+    assert retried.batch is not None
+    told = retried.batch.status()
+    assert told is not None
+    assert (told.spend_cap_nano, told.expires_ms) == (2 * NANOS, int(soon.timestamp() * 1000))
 
 
 async def test_a_retry_that_was_interrupted_goes_on_and_doubles_nothing(works: Works) -> None:
