@@ -14,7 +14,7 @@ from traceback import walk_tb
 from types import TracebackType
 
 from redis import RedisError
-from redis.exceptions import ResponseError
+from redis.exceptions import NoScriptError, ResponseError
 
 # What a server answers while its memory or disk is full, it starts, changes its role or is held up. Any
 # other refusal is of what was asked, and stays.
@@ -44,7 +44,8 @@ class _Seam(AbstractContextManager[None]):
 
 
 def _passes(error: RedisError | OSError) -> bool:
-    if not isinstance(error, ResponseError):
+    # A server that was started again meanwhile does not know the script, so it has done nothing.
+    if not isinstance(error, ResponseError) or isinstance(error, NoScriptError):
         return True
     # The client knows some codes, which it keeps apart from the text.
     return (error.status_code or str(error).partition(" ")[0]) in _PASSING

@@ -7,6 +7,7 @@ import hashlib
 import struct
 import time
 from collections import Counter
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -617,6 +618,22 @@ class TestStopping:
         assert end_state(fields["later"]) is BatchState.COMPLETED
         assert await queue.jobs.end_batch("later", state="completed")
         assert not await queue.redis.exists(names.EXPIRING)
+
+    async def test_a_batch_that_has_spent_its_cap_while_its_producer_died_ends_when_its_time_is_over(
+        self, queue: Queue
+    ) -> None:
+        def dies() -> Iterator[InvokeJob]:
+            yield from of("w/p/a", CHUNK_JOBS)
+            raise OSError("the producer dies")
+
+        with pytest.raises(OSError, match="dies"):
+            queue.producer.enqueue_many(dies(), batch_id="b", expires_at=datetime.now(UTC) - timedelta(hours=1))
+        queue.producer.enqueue_many(of("w/p/a", 1), batch_id="other")
+        await queue.redis.hset(names.batch("b"), "over_budget_ms", 1)
+        assert await queue.jobs.expire_batches() == 1
+        await queue.drain_all()
+        fields = await queue.jobs.ending_batches()
+        assert fields["b"]["total"] == fields["b"]["finished"] == str(CHUNK_JOBS)
 
     async def test_a_batch_whose_jobs_all_ended_in_time_does_not_expire(self, queue: Queue) -> None:
         queue.producer.enqueue_many(of("w/p/a", 1), batch_id="b", expires_at=datetime.now(UTC) - timedelta(hours=1))

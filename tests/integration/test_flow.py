@@ -873,11 +873,18 @@ class TestCrashes:
         assert f"gave up after {MAX_ATTEMPTS} attempts: ValidationError" in result.error
         assert loopback_provider.count == 0
 
+    @pytest.mark.parametrize("attempts_before", [0, MAX_ATTEMPTS - 1])
     async def test_an_end_that_the_database_does_not_take_is_a_failure_and_not_bought_again(
-        self, worker: Worker, producer: Producer, engine: Engine, loopback_provider: LoopbackProvider
+        self,
+        worker: Worker,
+        producer: Producer,
+        engine: Engine,
+        loopback_provider: LoopbackProvider,
+        attempts_before: int,
     ) -> None:
         refuse_content(engine, "positive")
         producer.enqueue(a_job("j", thread_id="t", messages=[user("q")]))
+        await worker.redis.hset(names.job("j"), "attempts", str(attempts_before))
         loopback_provider.script(lambda _body, _n: answers("positive"))
         await worker.finish_all()
         result = ended(producer)

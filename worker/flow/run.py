@@ -9,6 +9,8 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
+from pydantic import ValidationError
+
 from schemas.outcome import Code, Final, Snoozed
 from schemas.result import JobResult
 from worker.clock import Clock
@@ -109,7 +111,7 @@ class Flow:
             crash = decide_crash(exc, attempt=claimed.attempts + 1, max_attempts=self._max_attempts)
             if told is not exc and isinstance(crash, Snoozed):
                 crash = replace(crash, reason=str(told))
-            left = crash if isinstance(crash, Snoozed) else self._ended(claimed, crash, tried=True)
+            left = crash if isinstance(crash, Snoozed) else self._ended(await self._so_far(claimed), crash, tried=True)
             await self._leave_crashed(claimed, left, began_s)
 
     def _tell_crash(self, claimed: Claimed, error: Exception) -> Exception:
@@ -117,6 +119,13 @@ class Flow:
         told = without_words(error) if claimed.record.job.do_not_record else error
         self._events.emit(JobCrashed(claimed.id, claimed.batch_id, error=told))
         return told
+
+    async def _so_far(self, claimed: Claimed) -> Claimed:
+        """Return the job with what it bought in this run too: it counts, although it came to nothing."""
+        try:
+            return replace(claimed, journal=await self._queue.journal(claimed))
+        except ValidationError:
+            return claimed
 
     async def _leave_crashed(self, claimed: Claimed, left: Settlement | Snoozed, began_s: float) -> None:
         try:

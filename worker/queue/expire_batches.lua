@@ -12,7 +12,9 @@ local expired = 0
 
 for _, batch in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now_ms, 'LIMIT', 0, ARGV[1])) do
   redis.call('ZREM', KEYS[1], batch)
-  if not is_over(batch) and not batch_called_off_as(batch) then
+  -- One that has spent its cap still takes rows: now it is closed, or who died while sending them left it open.
+  local open = redis.call('HEXISTS', 'aq:batch:' .. batch, 'total') == 0
+  if not is_over(batch) and (open or not batch_called_off_as(batch)) then
     call_off_batch(batch, 'expired', now_ms)
     expired = expired + 1
   end

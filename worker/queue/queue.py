@@ -24,7 +24,7 @@ from schemas.result import JobResult, KeptResult
 from schemas.scripts import read_script
 from worker.errors import redis_away
 from worker.events import Events
-from worker.insist import insist
+from worker.insist import insist, to_its_end
 from worker.queue.steps import AnyStep, ReplyStep, parse_step
 from worker.queue.unreadable import unreadable
 from worker.webhooks.unrecorded import CONTENT_KEPT_S
@@ -37,6 +37,8 @@ CLAIM_WITHIN_S = 8.0
 # Jobs whose turn under their lane's limit is further away than this wait in their lines. Enough
 # that a lane never idles while a job is on its way, and few enough to keep places free.
 HORIZON_S = 1.0
+# A step that is on its way when its job is cut off may take this long; less than a shutdown gives what it cuts off.
+_LAST_STEP_WITHIN_S = 1.0
 # Each may look through many snoozed jobs, while the server does nothing else.
 _EXPIRED_AT_ONCE = 3
 
@@ -202,10 +204,16 @@ class JobQueue:
         keys = [names.job(claimed.id), names.journal(claimed.id)]
         args = [claimed.epoch, step.model_dump_json(), -1 if index is None else index]
         args += [claimed.id, step.cost_nano if isinstance(step, ReplyStep) else "", account]
-        appended = await self._insist("append", claimed, keys, args)
+        appended = await to_its_end(self._insist("append", claimed, keys, args), within_s=_LAST_STEP_WITHIN_S)
         if appended == 0:
             raise StaleJobError(claimed.id, at="journal")
         return _called_off_running(appended)
+
+    async def journal(self, claimed: Claimed) -> tuple[AnyStep, ...]:
+        """Return the finished steps of a job that is ours, those of this run included."""
+        with redis_away():
+            entries = await self._redis.lrange(names.journal(claimed.id), 0, -1)
+        return tuple(parse_step(entry) for entry in entries)
 
     async def snooze(self, claimed: Claimed, *, delay_s: float, burns_attempt: bool, hold_lane: bool) -> None:
         """Put the job back to wait; raises StaleJobError."""
