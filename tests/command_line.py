@@ -46,6 +46,12 @@ max_tokens: 8
 """
 
 
+# Where this suite runs in the background Ctrl-C is ignored, which the commands would inherit. Only here, in the
+# main thread, it can be changed.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Ended:
     """How a command ended."""
@@ -72,9 +78,6 @@ class Running:
     """A command that runs, in a session of its own; its output goes to files."""
 
     def __init__(self, command: list[str], *, env: dict[str, str], cwd: Path) -> None:
-        # Where this suite runs in the background, Ctrl-C may be ignored, which children would inherit.
-        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
         number = len(list(cwd.glob(".out-*")))
         self._out, self._err = cwd / f".out-{number}", cwd / f".err-{number}"
         with self._out.open("wb") as out, self._err.open("wb") as err:

@@ -96,7 +96,7 @@ def test_two_tools_of_one_reply_run_in_parallel_and_their_results_go_back_in_the
     roles = [message.role for message in home.thread("parallel")]
     assert roles == ["user", "assistant", "tool", "tool", "assistant"]
     called = [event for event in home.works.logged("tool_called") if event["job_id"] == result.job_id]
-    assert [(event["tool"], event["failed"]) for event in called] == [("first", False), ("second", False)]
+    assert sorted((event["tool"], event["failed"]) for event in called) == [("first", False), ("second", False)]
 
 
 def test_whatever_goes_wrong_with_a_tool_is_an_answer_to_the_model_and_the_job_goes_on(home: Scene) -> None:

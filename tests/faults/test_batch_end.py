@@ -44,6 +44,7 @@ def killed_after_writing_to(works: Works, table: type[Job] | type[Batch]) -> Ite
     victim = works.process_group
     os.killpg(victim, signal.SIGKILL)
     # What it has sent to a server that waits is dropped with its connections.
+    works.queue.client.connection_pool.disconnect()
     until(lambda: len(works.redis.client_list()) == 1, what="the server has seen that the worker is gone")
     works.redis.execute_command("CLIENT", "UNPAUSE")
     works.kill()

@@ -568,8 +568,10 @@ class TestStopping:
         for mark, ms in marks.items():
             await queue.redis.hset(names.batch("b"), mark, str(ms))
         (claimed_late,) = await queue.claim(1)
-        assert await queue.jobs.append(ran, reply()) is ends_as
-        assert await queue.jobs.called_off(ran) is ends_as
+        # One that runs under a cap asks for room before its next call.
+        ends_running_as = None if ends_as is CalledOff.OVER_BUDGET else ends_as
+        assert await queue.jobs.append(ran, reply()) is ends_running_as
+        assert await queue.jobs.called_off(ran) is ends_running_as
         assert claimed_late.called_off is ends_as
         assert end_state({mark: str(ms) for mark, ms in marks.items()}) is batch_ends_as
 

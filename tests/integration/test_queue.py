@@ -29,6 +29,7 @@ from tests.given import (
     released,
     state,
     text,
+    until,
     waiting,
 )
 from worker.queue.queue import CLAIM_WITHIN_S, LEASE_S, Claimed, Hint, JobQueue, StaleJobError, Swept
@@ -646,17 +647,21 @@ class TestBatches:
         assert 0 < await redis_client.ttl(names.batch_rows("b")) <= names.RESULT_TTL_S
 
     async def test_one_whose_jobs_end_before_it_is_sealed_ends_when_it_is_sealed(
-        self, producer: Producer, queue: JobQueue
+        self, producer: Producer, queue: JobQueue, redis_client: Redis
     ) -> None:
         def jobs() -> Iterator[InvokeJob]:
             yield from [a_job()] * CHUNK_JOBS
             sent.set()
             assert ended.wait(20)
 
+        async def has_all() -> bool:
+            return bool(await redis_client.hget(names.batch("b"), "enqueued") == str(CHUNK_JOBS).encode())
+
         sent, ended = threading.Event(), threading.Event()
         with ThreadPoolExecutor(1) as threads:
             batch = threads.submit(producer.enqueue_many, jobs(), batch_id="b")
             assert sent.wait(20)
+            await until(has_all)
             while hints := await released(queue):
                 for hint in hints:
                     held = await queue.claim(hint)
