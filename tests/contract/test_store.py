@@ -477,6 +477,32 @@ class TestSqliteAway:
         finally:
             read_only.close()
 
+    async def test_a_database_that_is_full_is_away_until_it_may_grow_and_nothing_is_half_written(
+        self, engine: Engine, path: Path
+    ) -> None:
+        most_pages = [0]
+        growing = engine_for(f"sqlite:///{path}")
+
+        @event.listens_for(growing, "connect")
+        def _bound(connection: Any, _record: Any) -> None:
+            # SQLite's own bound, which it answers like a full disk.
+            connection.execute(f"PRAGMA max_page_count={most_pages[0]}")
+
+        with engine.connect() as connection:
+            most_pages[0] = connection.execute(text("PRAGMA page_count")).scalar_one()
+        store = SqlStore(growing)
+        ended = a_settlement(a_record("j", thread_id="t"), user("q"), answer("a" * 100_000), output="a" * 100_000)
+        try:
+            with pytest.raises(StoreAway, match="full"):
+                await store.settle(ended)
+            assert [rows_of(engine, table) for table in (Job, Thread, ThreadMessage)] == [0, 0, 0]
+            most_pages[0] = 1_000_000
+            growing.dispose()
+            assert (await store.settle(ended)).succeeded
+            assert [rows_of(engine, table) for table in (Job, Thread, ThreadMessage)] == [1, 1, 2]
+        finally:
+            store.close()
+
     async def test_a_path_that_cannot_be_opened_is_away(self, tmp_path: Path) -> None:
         store = SqlStore(engine_for(f"sqlite:///{tmp_path}"))
         try:
