@@ -13,7 +13,8 @@ import redis
 from sqlalchemy import Engine, func
 from sqlmodel import Session, col, select
 
-from schemas import names
+from producer.records import Records
+from schemas import Status, names
 from schemas.database import engine_for, ensure_tables
 from schemas.queue_in_use import QueueInUse
 from schemas.retention import STEP_ROWS, Kind, Retention
@@ -169,23 +170,39 @@ def test_a_thread_that_gets_a_job_while_it_is_deleted_is_whole(engine: Engine) -
     assert len(ids(engine, ThreadMessage)) == 3
 
 
-def test_a_batch_stays_while_one_that_ran_it_anew_does(engine: Engine, queue: redis.Redis) -> None:
+def test_a_batch_and_those_that_ran_it_anew_go_together_or_not_at_all(engine: Engine, queue: redis.Redis) -> None:
+    later = OLD + timedelta(hours=1)
     put(
         engine,
         a_batch("first", OLD, jobs=1),
-        a_batch("second", OLD + timedelta(hours=1), jobs=1, retry_of="first"),
-        a_batch("third", YOUNG, jobs=1, retry_of="second"),
+        # What succeeded here, the last one did not run.
+        a_batch("first_retry1", later, jobs=1, retry_of="first"),
+        a_batch("first_retry2", YOUNG, jobs=1, retry_of="first"),
         a_batch("retried-now", OLD, jobs=1),
+        a_batch("retried-now_retry1", later, jobs=1, retry_of="retried-now"),
         a_batch("a", OLD, jobs=1),
-        a_batch("b", OLD + timedelta(hours=1), jobs=1, retry_of="a"),
+        a_batch("a_retry1", later, jobs=1, retry_of="a"),
+        a_batch("a_retry2", later, jobs=1, retry_of="a"),
     )
-    queue.zadd(names.BATCHES, {"now": 1})
-    queue.hset(names.batch("now"), "retry_of", "retried-now")
-    counts = {Kind.BATCHES: 2, Kind.JOBS: 2}
+    queue.zadd(names.BATCHES, {"retried-now_retry2": 1})
+    queue.hset(names.batch("retried-now_retry2"), "retry_of", "retried-now")
+    counts = {Kind.BATCHES: 3, Kind.JOBS: 3}
     assert pruned(engine, queue, dry_run=True) == counts
     assert pruned(engine, queue) == counts
-    assert ids(engine, Batch) == ["first", "retried-now", "second", "third"]
-    assert ids(engine, Job) == ["first.0", "retried-now.0", "second.0", "third.0"]
+    left = ["first", "first_retry1", "first_retry2", "retried-now", "retried-now_retry1"]
+    assert ids(engine, Batch) == left
+    assert ids(engine, Job) == [f"{batch_id}.0" for batch_id in left]
+
+
+def test_a_family_that_is_deleted_in_part_shows_no_end_that_did_not_stand(engine: Engine) -> None:
+    put(engine, a_batch("b", OLD, jobs=2), a_batch("b_retry1", OLD + timedelta(hours=1), jobs=1, retry_of="b"))
+    with Session(engine) as session:
+        session.get_one(Job, "b.0").status = "failed"
+        session.commit()
+    records = Records(engine)
+    for _ in Retention(engine, QueueInUse(None), before=BEFORE).steps():
+        assert {result.status for result in records.results("b")} <= {Status.SUCCEEDED}
+    assert ids(engine, Batch) == []
 
 
 def test_no_transaction_deletes_many_rows_and_the_batch_goes_last(engine: Engine) -> None:
