@@ -8,7 +8,8 @@ after any step. What is not to be deleted:
   or has not ended: their results are shown together, and a row's may be in any of them;
 - a single job that the queue still holds: its row keeps the worker that claims it from running it again;
 - a thread with a message that is younger, or with a job in the queue;
-- deliveries that are still to be made.
+- deliveries that are still to be made, or were made since, and the job or the batch that one tells of: its id is free
+  again once it is gone, and the next end of that id would find a delivery of its name. So deliveries go first.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from enum import StrEnum
 from itertools import zip_longest
 from typing import Any, Protocol, TypeVar
 
-from sqlalchemy import Connection, Engine, and_, delete, exists, func, literal, or_, tuple_
+from sqlalchemy import Connection, Engine, and_, delete, exists, func, literal, not_, or_, true, tuple_
 from sqlmodel import col, select
 
 from schemas.tables import Batch, Delivery, Job, Thread, ThreadMessage
@@ -80,10 +81,11 @@ class Retention:
         The caller pauses between steps, and may stop after any. Errors of the database and of the
         queue pass through.
         """
+        # What they tell of stands as long as they do.
+        yield from self._deliveries()
         yield from self._batches()
         yield from self._single_jobs()
         yield from self._threads()
-        yield from self._deliveries()
 
     def _batches(self) -> Iterator[Counter[Kind]]:
         old = select(Batch.finished_at, Batch.id, Batch.retry_of).where(col(Batch.finished_at) < self._before)
@@ -111,6 +113,12 @@ class Retention:
         with self._engine.connect() as connection:
             query = select(Batch.id, Batch.retry_of, Batch.finished_at).where(of_roots)
             members = connection.execute(query.order_by(col(Batch.finished_at))).all()
+            # A batch's, and those of its jobs.
+            of_members = col(Delivery.batch_id).in_([batch_id for batch_id, _, _ in members])
+            told = set(
+                connection.execute(select(Delivery.batch_id).where(of_members, self._is_left).distinct()).scalars()
+            )
+        stays |= {retry_of or batch_id for batch_id, retry_of, _ in members if batch_id in told}
         stays |= {retry_of or batch_id for batch_id, retry_of, ended_at in members if ended_at >= self._before}
         families: dict[str, list[str]] = {}
         for batch_id, retry_of, _ in members:
@@ -129,11 +137,15 @@ class Retention:
 
     def _single_jobs(self) -> Iterator[Counter[Kind]]:
         single = col(Job.batch_id).is_(None)
-        old = select(Job.finished_at, Job.id).where(col(Job.finished_at) < self._before, single)
+        is_old = and_(col(Job.finished_at) < self._before, single)
+        old = select(Job.finished_at, Job.id).where(is_old)
+        # At once, for no index finds a job's delivery; few are younger than their jobs. None comes later.
+        of_old = select(Delivery.job_id).join(Job, col(Job.id) == col(Delivery.job_id)).where(is_old, self._is_left)
+        told = set(self._ids(of_old))
         for page in self._pages(old, (col(Job.finished_at), col(Job.id)), STEP_ROWS):
             ids = [job_id for _, job_id in page]
             # Ended in SQL, but not yet in the queue: the worker was lost in between.
-            goes = set(ids) - self._in_use.jobs(ids)
+            goes = set(ids) - told - self._in_use.jobs(ids)
             if goes:
                 yield Counter({Kind.JOBS: self._delete(delete(Job).where(col(Job.id).in_(goes)), len(goes))})
 
@@ -188,8 +200,7 @@ class Retention:
         return Counter()
 
     def _deliveries(self) -> Iterator[Counter[Kind]]:
-        # Nothing moves the time of the next attempt after the last one.
-        done = and_(col(Delivery.state).in_(_DONE), col(Delivery.next_attempt_at) < self._before)
+        done = self._is_done
         old = select(Delivery.next_attempt_at, Delivery.id).where(done)
         for page in self._pages(old, (col(Delivery.next_attempt_at), col(Delivery.id)), STEP_ROWS):
             ids = [delivery_id for _, delivery_id in page]
@@ -197,6 +208,17 @@ class Retention:
             yield Counter(
                 {Kind.DELIVERIES: self._delete(delete(Delivery).where(col(Delivery.id).in_(ids), done), len(ids))}
             )
+
+    @property
+    def _is_done(self) -> Any:
+        """Return the condition that a delivery was made, or given up, before the limit."""
+        # Nothing moves the time of the next attempt after the last one.
+        return and_(col(Delivery.state).in_(_DONE), col(Delivery.next_attempt_at) < self._before)
+
+    @property
+    def _is_left(self) -> Any:
+        """Return the condition that a delivery is there once those that are done are deleted."""
+        return not_(self._is_done) if self._dry_run else true()
 
     def _pages(self, query: Any, order: tuple[Any, Any], size: int) -> Iterator[Sequence[Any]]:
         """Give what the query finds in pages, in the order of its first two columns, each row once."""
