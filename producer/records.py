@@ -10,7 +10,7 @@ from itertools import groupby
 from sqlalchemy import Engine, or_
 from sqlmodel import Session, col, select
 
-from schemas.batch import BatchState, BatchStatus, retry_id
+from schemas.batch import BatchState, BatchStatus, next_retry_id
 from schemas.errors import InputError
 from schemas.outcome import Status
 from schemas.result import JobResult
@@ -63,7 +63,7 @@ class Records:
         """Yield the results of the batch in the order of its rows, each row's from the last retry that ran it."""
         ended = [status.batch_id for status in self.retries_of(batch_id)]
         # One more may be running.
-        for run in self.latest_runs([batch_id, *ended, retry_id(batch_id, len(ended) + 1)]):
+        for run in self.latest_runs([batch_id, *ended, next_retry_id(batch_id, ended)]):
             yield run.result()
 
     def latest_runs(self, batch_ids: Sequence[str]) -> Iterator[Job]:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from producer.client import BatchHandle, NumberedJob, Producer
 from producer.records import Records
-from schemas.batch import BatchStatus, retry_id
+from schemas.batch import BatchStatus, next_retry_id
 from schemas.errors import InputError
 from schemas.job import InvokeJob
 from schemas.money import amount
@@ -57,10 +57,8 @@ def retry(
             f"of which {amount(root.cost_nano)} was spent",
             mend="say with --spend-cap what its retry may spend",
         )
-    before = records.retries_of(root.batch_id)
-    new_id = retry_id(root.batch_id, len(before) + 1)
-    _refuse_taken(producer, records, new_id, root=root.batch_id)
-    rows = _Rows(records, [root.batch_id, *(each.batch_id for each in before)])
+    before, new_id = _runs(producer, records, root.batch_id)
+    rows = _Rows(records, [root.batch_id, *before])
     jobs = iter(rows)
     first = next(jobs, None)
     if first is None:
@@ -127,17 +125,34 @@ def _root(producer: Producer, records: Records, batch_id: str) -> BatchStatus:
     return root
 
 
-def _refuse_taken(producer: Producer, records: Records, new_id: str, *, root: str) -> None:
-    """Refuse while the last retry runs; one that was not enqueued to its end is gone on with."""
-    known = records.batch(new_id) or producer.batch(new_id).status()
-    if known is None:
-        return
-    if known.retry_of != root:
-        raise InputError(
-            f"a batch '{new_id}' exists already, which is no retry of {root}", mend="name batches otherwise"
-        )
-    if known.total is not None:
-        raise _not_ended(new_id)
+def _runs(producer: Producer, records: Records, root: str) -> tuple[list[str], str]:
+    """Return the retries that ended, and the id of the one to enqueue: the next, or one that was interrupted."""
+    # The queue first: a retry that ends in between is in SQL by then.
+    unfinished = [each for each in producer.open_batches() if each.retry_of == root]
+    ended = [each.batch_id for each in records.retries_of(root)]
+    for each in unfinished:
+        if each.batch_id not in ended:
+            if each.total is not None:
+                raise _not_ended(each.batch_id)
+            return ended, each.batch_id
+    known = list(ended)
+    while (taken := _taken(producer, records, new_id := next_retry_id(root, known))) is not None:
+        if taken.retry_of != root:
+            raise InputError(
+                f"a batch '{new_id}' exists already, which is no retry of {root}", mend="name batches otherwise"
+            )
+        if records.batch(new_id) is not None:
+            # Another one has run it since we looked.
+            return _runs(producer, records, root)
+        if not taken.ended:
+            raise _not_ended(new_id)
+        # It was pruned, and the queue, which knows its rows, would take none of them again.
+        known.append(new_id)
+    return ended, new_id
+
+
+def _taken(producer: Producer, records: Records, batch_id: str) -> BatchStatus | None:
+    return records.batch(batch_id) or producer.batch(batch_id).status()
 
 
 def _not_ended(batch_id: str) -> InputError:

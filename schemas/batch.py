@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.outcome import Status
+
+_RETRY = "_retry"
+# Of nine digits at most: more were written by no one here.
+_NUMBER = re.compile(r"[1-9][0-9]{0,8}")
 
 
 class BatchState(StrEnum):
@@ -36,7 +41,18 @@ def end_state(fields: Mapping[str, str]) -> BatchState:
 
 def retry_id(root: str, number: int) -> str:
     """Return the id of the batch that runs rows of the batch `root` anew for the `number`-th time, from 1."""
-    return f"{root}_retry{number}"
+    return f"{root}{_RETRY}{number}"
+
+
+def number_after(stem: str, batch_ids: Iterable[str]) -> int:
+    """Return the number after the highest that one of the ids has behind `stem`; 1 if none has one."""
+    found = (_NUMBER.fullmatch(batch_id.removeprefix(stem)) for batch_id in batch_ids if batch_id.startswith(stem))
+    return max((int(match[0]) for match in found if match), default=0) + 1
+
+
+def next_retry_id(root: str, retries: Iterable[str]) -> str:
+    """Return the id of the retry of `root` that comes after these, of which earlier ones may be gone."""
+    return retry_id(root, number_after(f"{root}{_RETRY}", retries))
 
 
 class BatchStatus(BaseModel):

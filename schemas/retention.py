@@ -4,10 +4,12 @@ Both the command line and the workers prune; several may do so at once, and each
 after any step. What is not to be deleted:
 
 - jobs of a batch that has not ended, or ended later than the limit: a batch goes as a whole, its row last;
-- a batch that others ran anew (`retry_of`) while one of those is there: its results are shown with theirs;
+- a batch of a family, which is a batch and all that ran its rows anew (`retry_of`), while one of them is younger
+  or has not ended: their results are shown together, and a row's may be in any of them;
 - a single job that the queue still holds: its row keeps the worker that claims it from running it again;
 - a thread with a message that is younger, or with a job in the queue;
-- deliveries that are still to be made.
+- deliveries that are still to be made, or were made since, and the job or the batch that one tells of: its id is free
+  again once it is gone, and the next end of that id would find a delivery of its name. So deliveries go first.
 """
 
 from __future__ import annotations
@@ -17,9 +19,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from enum import StrEnum
+from itertools import zip_longest
 from typing import Any, Protocol, TypeVar
 
-from sqlalchemy import Connection, Engine, and_, delete, exists, func, literal, or_, tuple_
+from sqlalchemy import Connection, Engine, and_, delete, exists, func, literal, not_, or_, true, tuple_
 from sqlmodel import col, select
 
 from schemas.tables import Batch, Delivery, Job, Thread, ThreadMessage
@@ -78,40 +81,52 @@ class Retention:
         The caller pauses between steps, and may stop after any. Errors of the database and of the
         queue pass through.
         """
+        # What they tell of stands as long as they do.
+        yield from self._deliveries()
         yield from self._batches()
         yield from self._single_jobs()
         yield from self._threads()
-        yield from self._deliveries()
 
     def _batches(self) -> Iterator[Counter[Kind]]:
-        old = select(Batch.finished_at, Batch.id).where(col(Batch.finished_at) < self._before)
-        gone: set[str] = set()
-        # The latest first: those that ran others anew go before these.
-        for page in self._pages(old, (col(Batch.finished_at), col(Batch.id)), _PAGE_BATCHES, descending=True):
-            goes = self._without_retries([batch_id for _, batch_id in page], gone)
-            gone |= goes
+        old = select(Batch.finished_at, Batch.id, Batch.retry_of).where(col(Batch.finished_at) < self._before)
+        seen: set[str] = set()
+        for page in self._pages(old, (col(Batch.finished_at), col(Batch.id)), _PAGE_BATCHES):
+            roots = {retry_of or batch_id for _, batch_id, retry_of in page} - seen
+            seen |= roots
+            runs = self._old_families(roots)
+            goes = [batch_id for nth in runs for batch_id in nth]
             if not goes:
                 continue
-            for count in self._jobs_of(goes):
-                yield Counter({Kind.JOBS: count})
+            # In the order of the runs: who looks meanwhile misses a row, or finds the end that stands.
+            for nth in runs:
+                for count in self._jobs_of(nth):
+                    yield Counter({Kind.JOBS: count})
             left = exists().where(col(Job.batch_id) == col(Batch.id))
             count = self._delete(delete(Batch).where(col(Batch.id).in_(goes), ~left), len(goes))
             yield Counter({Kind.BATCHES: count})
 
-    def _without_retries(self, batch_ids: Sequence[str], gone: set[str]) -> set[str]:
-        """Return those of the batches, the latest first, of which no later run is there."""
-        retries = select(Batch.retry_of, Batch.id).where(col(Batch.retry_of).in_(batch_ids))
+    def _old_families(self, roots: set[str]) -> list[list[str]]:
+        """Return the batches of those families of which nothing is younger or open: by their place in them."""
+        # The queue first: a retry that ends in between is in SQL by then.
+        stays = self._in_use.retried_batches()
+        of_roots = or_(col(Batch.id).in_(roots), col(Batch.retry_of).in_(roots))
         with self._engine.connect() as connection:
-            found = connection.execute(retries).all()
-        kept = self._in_use.retried_batches()
-        goes: set[str] = set()
-        for batch_id in batch_ids:
-            later = {retry for retried, retry in found if retried == batch_id}
-            if batch_id not in kept and later <= gone | goes:
-                goes.add(batch_id)
-        return goes
+            query = select(Batch.id, Batch.retry_of, Batch.finished_at).where(of_roots)
+            members = connection.execute(query.order_by(col(Batch.finished_at))).all()
+            # A batch's, and those of its jobs.
+            of_members = col(Delivery.batch_id).in_([batch_id for batch_id, _, _ in members])
+            told = set(
+                connection.execute(select(Delivery.batch_id).where(of_members, self._is_left).distinct()).scalars()
+            )
+        stays |= {retry_of or batch_id for batch_id, retry_of, _ in members if batch_id in told}
+        stays |= {retry_of or batch_id for batch_id, retry_of, ended_at in members if ended_at >= self._before}
+        families: dict[str, list[str]] = {}
+        for batch_id, retry_of, _ in members:
+            families.setdefault(retry_of or batch_id, []).append(batch_id)
+        going = (family for root, family in families.items() if root not in stays)
+        return [[batch_id for batch_id in nth if batch_id] for nth in zip_longest(*going)]
 
-    def _jobs_of(self, batch_ids: set[str]) -> Iterator[int]:
+    def _jobs_of(self, batch_ids: Sequence[str]) -> Iterator[int]:
         of_them = col(Job.batch_id).in_(batch_ids)
         if self._dry_run:
             with self._engine.connect() as connection:
@@ -122,11 +137,15 @@ class Retention:
 
     def _single_jobs(self) -> Iterator[Counter[Kind]]:
         single = col(Job.batch_id).is_(None)
-        old = select(Job.finished_at, Job.id).where(col(Job.finished_at) < self._before, single)
+        is_old = and_(col(Job.finished_at) < self._before, single)
+        old = select(Job.finished_at, Job.id).where(is_old)
+        # At once, for no index finds a job's delivery; few are younger than their jobs. None comes later.
+        of_old = select(Delivery.job_id).join(Job, col(Job.id) == col(Delivery.job_id)).where(is_old, self._is_left)
+        told = set(self._ids(of_old))
         for page in self._pages(old, (col(Job.finished_at), col(Job.id)), STEP_ROWS):
             ids = [job_id for _, job_id in page]
             # Ended in SQL, but not yet in the queue: the worker was lost in between.
-            goes = set(ids) - self._in_use.jobs(ids)
+            goes = set(ids) - told - self._in_use.jobs(ids)
             if goes:
                 yield Counter({Kind.JOBS: self._delete(delete(Job).where(col(Job.id).in_(goes)), len(goes))})
 
@@ -181,8 +200,7 @@ class Retention:
         return Counter()
 
     def _deliveries(self) -> Iterator[Counter[Kind]]:
-        # Nothing moves the time of the next attempt after the last one.
-        done = and_(col(Delivery.state).in_(_DONE), col(Delivery.next_attempt_at) < self._before)
+        done = self._is_done
         old = select(Delivery.next_attempt_at, Delivery.id).where(done)
         for page in self._pages(old, (col(Delivery.next_attempt_at), col(Delivery.id)), STEP_ROWS):
             ids = [delivery_id for _, delivery_id in page]
@@ -191,18 +209,26 @@ class Retention:
                 {Kind.DELIVERIES: self._delete(delete(Delivery).where(col(Delivery.id).in_(ids), done), len(ids))}
             )
 
-    def _pages(
-        self, query: Any, order: tuple[Any, Any], size: int, *, descending: bool = False
-    ) -> Iterator[Sequence[Any]]:
+    @property
+    def _is_done(self) -> Any:
+        """Return the condition that a delivery was made, or given up, before the limit."""
+        # Nothing moves the time of the next attempt after the last one.
+        return and_(col(Delivery.state).in_(_DONE), col(Delivery.next_attempt_at) < self._before)
+
+    @property
+    def _is_left(self) -> Any:
+        """Return the condition that a delivery is there once those that are done are deleted."""
+        return not_(self._is_done) if self._dry_run else true()
+
+    def _pages(self, query: Any, order: tuple[Any, Any], size: int) -> Iterator[Sequence[Any]]:
         """Give what the query finds in pages, in the order of its first two columns, each row once."""
         after: tuple[Any, Any] | None = None
-        directed = [each.desc() if descending else each for each in order]
         while True:
-            page_query = query.order_by(*directed).limit(size)
+            page_query = query.order_by(*order).limit(size)
             if after is not None:
                 place = tuple_(*order)
                 values = tuple_(*(literal(value, each.type) for value, each in zip(after, order, strict=True)))
-                page_query = page_query.where(place < values if descending else place > values)
+                page_query = page_query.where(place > values)
             # Read and done: a transaction that reads first and then writes, SQLite would refuse beside other writers.
             with self._engine.connect() as connection:
                 page = connection.execute(page_query).all()

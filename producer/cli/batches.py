@@ -18,7 +18,7 @@ from producer.cli.spend import cap_option
 from producer.client import Producer
 from producer.records import Records
 from producer.retry import retry as run_anew
-from schemas.batch import BatchStatus, retry_id
+from schemas.batch import BatchStatus
 from schemas.errors import InputError, ProducerError
 from schemas.settings import Settings
 from schemas.webhook import checked_url
@@ -146,9 +146,11 @@ def _find(producer: Producer | None, records: Records, batch_id: str) -> BatchSt
 
 
 def _retries(producer: Producer | None, records: Records, batch_id: str) -> list[BatchStatus]:
+    # The queue first: one that ends in between is in SQL by then.
+    unfinished = producer.open_batches() if producer else []
     ended = records.retries_of(batch_id)
-    running = producer.batch(retry_id(batch_id, len(ended) + 1)).status() if producer else None
-    return ended if running is None or running.retry_of != batch_id else [*ended, running]
+    known = {each.batch_id for each in ended}
+    return [*ended, *(each for each in unfinished if each.retry_of == batch_id and each.batch_id not in known)]
 
 
 def _latest(producer: Producer | None, records: Records) -> list[BatchStatus]:

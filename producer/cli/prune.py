@@ -30,7 +30,8 @@ _UNITS = {"h": "hours", "d": "days", "w": "weeks"}
 def prune(*, older_than: str | None, dry_run: bool, as_json: bool) -> None:
     """Delete batches with their jobs, single jobs, threads and webhook deliveries that ended longer ago than AGE.
 
-    What has not ended stays, and so do batches that a younger one ran anew and threads with a younger message.
+    What has not ended stays, and so do threads with a younger message, and batches with all their retries while one of
+    these is younger, and what a webhook tells of while that is younger or not delivered.
     Deletes in small steps, while workers go on; after an interruption the same command goes on.
     """
     settings = Settings.from_env()

@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -39,6 +39,7 @@ from producer.client import BatchHandle, Producer
 from producer.embedded.procfile import DEFAULT_PROCFILE
 from producer.embedded.system import System, running
 from producer.records import Records
+from producer.run_ids import run_id
 from schemas.assistant import AssistantConfig, ProviderKind
 from schemas.batch import BatchStatus
 from schemas.errors import AssistqError, InputError, ProducerError
@@ -120,13 +121,12 @@ def run(
         before = runs[-1] if runs and not again else None
         if before is not None:
             _tell_before(before, webhook=webhook)
-        # Numbered by what has ended, so that an interrupted --again goes on under its number.
-        batch_id = f"{source.batch_id}_{len(runs) + 1}" if runs else source.batch_id
         try:
             status = before or _run_batch(
                 settings,
                 source,
-                batch_id=batch_id,
+                ended=[each.batch_id for each in runs],
+                again=again,
                 webhook=webhook,
                 expires_in=expires_in,
                 spend_cap=spend_cap,
@@ -178,7 +178,8 @@ def _run_batch(
     settings: Settings,
     source: Source,
     *,
-    batch_id: str,
+    ended: Sequence[str],
+    again: bool,
     webhook: str | None,
     expires_in: timedelta | None,
     spend_cap: str | None,
@@ -208,7 +209,7 @@ def _run_batch(
                     system,
                     source,
                     lane,
-                    batch_id=batch_id,
+                    batch_id=run_id(producer, records, source.batch_id, ended=ended, again=again),
                     webhook=webhook,
                     expires_in=expires_in,
                     spend_cap=spend_cap,

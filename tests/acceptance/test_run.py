@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
+from sqlalchemy import delete
+from sqlmodel import col
 
+from schemas.database import engine_for
+from schemas.tables import Batch
 from tests.command_line import Installation, asked_rows
 from tests.loopback_provider import LoopbackProvider, Reply, answers, default_reply
 
@@ -70,6 +74,16 @@ def test_a_csv_becomes_results_in_its_order_once_and_is_run_anew_only_if_asked(
     assert shell.run(*command, "--json").json["batch_id"] == again.json["batch_id"]
     assert [result["output"] for result in shell.results()] == ["positive"] * 40
     assert provider.count == 80
+
+    # As when the first run was pruned.
+    engine = engine_for(shell.settings.effective_database_url)
+    with engine.begin() as connection:
+        connection.execute(delete(Batch).where(col(Batch.id) == repeated.json["batch_id"]))
+    engine.dispose()
+    third = shell.run(*command, "--json", "--again")
+    assert third.code == 0, third.err
+    assert third.json["batch_id"] == f"{repeated.json['batch_id']}_3"
+    assert provider.count == 120
 
 
 def test_jsonl_comes_out_with_its_values_as_they_are_and_the_status_tells_of_rows_that_did_not_succeed(

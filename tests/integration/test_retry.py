@@ -20,7 +20,7 @@ from schemas.batch import BatchStatus, end_state
 from schemas.database import engine_for, ensure_tables
 from schemas.money import NANOS
 from schemas.outcome import Code
-from schemas.tables import Job
+from schemas.tables import Batch, Job
 from tests.given import NOW, a_job, a_result, released, state
 from worker.queue.queue import Hint, JobQueue
 from worker.store.base import Settlement
@@ -158,6 +158,38 @@ async def test_nothing_is_run_anew_while_the_batch_or_its_last_retry_has_not_end
     await works.work(all_end_as(Status.FAILED))
     with pytest.raises(InputError, match="'other_retry1' exists already, which is no retry of other"):
         retry(works.producer, works.records, "other")
+
+
+async def test_a_retry_is_numbered_after_the_last_one_even_if_earlier_ones_are_gone(works: Works) -> None:
+    def is_forgotten(batch_id: str) -> None:
+        with Session(works.engine) as session:
+            session.delete(session.get_one(Batch, batch_id))
+            session.commit()
+
+    works.producer.enqueue_many([a_job()], batch_id="b")
+    await works.work(all_end_as(Status.FAILED))
+    for number in (1, 2):
+        retried = retry(works.producer, works.records, "b")
+        assert retried.batch is not None
+        assert retried.batch.id == f"b_retry{number}"
+        await works.work(all_end_as(Status.FAILED))
+    is_forgotten("b_retry1")
+    third = retry(works.producer, works.records, "b")
+    assert third.batch is not None
+    assert third.batch.id == "b_retry3"
+    with pytest.raises(InputError, match="batch 'b_retry3' has not ended"):
+        retry(works.producer, works.records, "b")
+    # What the one that runs has done counts, whatever its number.
+    await works.work(all_end_as(Status.FAILED), batches_end=False)
+    assert works.results("b") == [("b_retry3.0", Status.FAILED)]
+    await works.work(all_end_as(Status.FAILED))
+    # The queue still remembers the last one, which has ended.
+    is_forgotten("b_retry3")
+    fourth = retry(works.producer, works.records, "b")
+    assert fourth.batch is not None
+    assert (fourth.batch.id, fourth.rows) == ("b_retry4", 1)
+    (again,) = await works.work(all_end_as(Status.SUCCEEDED))
+    assert again.id == "b_retry4.0"
 
 
 async def test_the_retry_of_a_batch_that_had_a_cap_needs_one_of_its_own(works: Works) -> None:

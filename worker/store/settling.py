@@ -12,7 +12,7 @@ from sqlmodel import Session, SQLModel, col, select
 from schemas.result import JobResult
 from schemas.tables import Delivery, Job, Thread, ThreadMessage
 from worker.store.base import Settlement
-from worker.webhooks.deliveries import new_delivery
+from worker.webhooks.deliveries import new_delivery, with_free_ids
 from worker.webhooks.events import job_data, job_event_id, job_event_type
 
 _ThreadKey = tuple[str, str]
@@ -23,7 +23,7 @@ def settle_all(session: Session, settlements: Sequence[Settlement]) -> list[JobR
 
     The primary key makes an end happen once: a worker that was stopped for longer than its
     lease finds the row of the one that took over, and the first commit stands. The delivery that
-    tells of the end is written with it.
+    tells of the end is written with it; see deliveries.with_free_ids for one of an end before.
     """
     ids = {settlement.record.id for settlement in settlements}
     stands = {row.id: row.result() for row in session.exec(select(Job).where(col(Job.id).in_(ids)))}
@@ -33,7 +33,8 @@ def settle_all(session: Session, settlements: Sequence[Settlement]) -> list[JobR
             stands[settlement.record.id] = settlement.result
             fresh.append(settlement)
     _insert(session, Job, map(_job_values, fresh))
-    _insert(session, Delivery, (_delivery_values(settlement, url) for settlement, url in _to_be_told(fresh)))
+    deliveries = with_free_ids(session, [_delivery(settlement, url) for settlement, url in _to_be_told(fresh)])
+    _insert(session, Delivery, (delivery.model_dump() for delivery in deliveries))
     _append_turns(session, [settlement for settlement in fresh if settlement.new_messages])
     return [_standing(stands[settlement.record.id], settlement) for settlement in settlements]
 
@@ -54,7 +55,7 @@ def _to_be_told(settlements: Iterable[Settlement]) -> Iterator[tuple[Settlement,
             yield settlement, settlement.record.job.webhook
 
 
-def _delivery_values(settlement: Settlement, url: str) -> dict[str, Any]:
+def _delivery(settlement: Settlement, url: str) -> Delivery:
     record = settlement.record
     unrecorded = record.job.do_not_record
     result = settlement.result.without_content() if unrecorded else settlement.result
@@ -68,7 +69,7 @@ def _delivery_values(settlement: Settlement, url: str) -> dict[str, Any]:
         batch_id=result.batch_id,
         job_id=record.id,
         unrecorded=unrecorded,
-    ).model_dump()
+    )
 
 
 def _append_turns(session: Session, settlements: Iterable[Settlement]) -> None:

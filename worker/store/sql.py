@@ -24,7 +24,7 @@ from schemas.tables import AssistantEnvironment, AssistantVersion, Batch, Job, T
 from worker.gather import Gathered
 from worker.store.base import JobContext, Settlement, StoreAway, StoredAssistant
 from worker.store.settling import settle_all
-from worker.webhooks.deliveries import new_delivery
+from worker.webhooks.deliveries import new_delivery, with_free_ids
 from worker.webhooks.events import batch_data, batch_event_id, batch_event_type
 
 # InternalError is what a PostgreSQL says that only reads, as after a failover to a standby.
@@ -81,9 +81,11 @@ class SqlStore:
 
     async def end_batch(self, status: BatchStatus) -> None:
         """Write the end of a batch, and the delivery of its webhook, once."""
-        # Where another worker ended it between our look and our insert, it was with the same counts.
-        with suppress(IntegrityError):
-            await self._in_thread(lambda: self._together(_end_batches, [status]))
+        # Where another worker ended it between our look and our insert, it was with the same counts, and the
+        # second look sees it. What the database still refuses then is not ended, and must stay in aq:ending.
+        ended = await self._in_thread(lambda: self._alone(_end_batches, status))
+        if isinstance(ended, Exception):
+            raise ended
 
     def close(self) -> None:
         """End the threads and connections."""
@@ -116,8 +118,8 @@ class SqlStore:
             try:
                 return self._together(work, [item])[0]
             except IntegrityError:
-                # Another worker settled the job, or created the thread, between our look and
-                # our insert. The second look sees it.
+                # Another worker settled the job, ended the batch, or created the thread, between our
+                # look and our insert. The second look sees it.
                 return self._together(work, [item])[0]
         except Exception as exc:  # noqa: BLE001 - handed on to who asked
             return exc
@@ -231,14 +233,13 @@ def _end_batch(session: Session, status: BatchStatus) -> None:
         )
     )
     if status.webhook is not None:
-        session.add(
-            new_delivery(
-                id=batch_event_id(status),
-                workspace=status.workspace,
-                event_type=batch_event_type(status),
-                url=status.webhook,
-                data=batch_data(status, created_at=created_at, finished_at=now),
-                now=now,
-                batch_id=status.batch_id,
-            )
+        delivery = new_delivery(
+            id=batch_event_id(status),
+            workspace=status.workspace,
+            event_type=batch_event_type(status),
+            url=status.webhook,
+            data=batch_data(status, created_at=created_at, finished_at=now),
+            now=now,
+            batch_id=status.batch_id,
         )
+        session.add_all(with_free_ids(session, [delivery]))

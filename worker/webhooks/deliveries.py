@@ -7,6 +7,8 @@ database are SQLAlchemy's own and pass through: the delivery stays due and is se
 from __future__ import annotations
 
 import hashlib
+import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, assert_never
@@ -227,6 +229,24 @@ def new_delivery(
         next_attempt_at=now,
         created_at=now,
     )
+
+
+def with_free_ids(session: Session, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
+    """Give those whose id is taken one of their own, where the row of what they tell about is written only now.
+
+    Then the id is that of an earlier end, whose row somebody deleted and whose delivery stayed: pruning leaves no
+    such delivery, a restored table or a person with SQL may. This end is another one. Under the old id a
+    receiver would take it for a repetition; and to write nothing would end a job that was paid for without
+    telling, or, refused by the database, not at all.
+    """
+    if not deliveries:
+        return deliveries
+    of_them = col(Delivery.id).in_([delivery.id for delivery in deliveries])
+    taken = set(session.exec(select(Delivery.id).where(of_them)))
+    for delivery in deliveries:
+        if delivery.id in taken:
+            delivery.id = f"msg_{uuid.uuid4().hex}"
+    return deliveries
 
 
 def _signable(id_: str) -> str:
