@@ -121,9 +121,9 @@ class Job(SQLModel, table=True):
     tool_calls: Any = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
     choices: Any = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
     retrieved: Any = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
-    requests: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    requests: int = Field(default=0, sa_type=BigInteger)
+    prompt_tokens: int = Field(default=0, sa_type=BigInteger)
+    completion_tokens: int = Field(default=0, sa_type=BigInteger)
     cost_nano: int = Field(default=0, sa_type=BigInteger)
     attempts: int = 0
     epoch: int
@@ -182,11 +182,11 @@ class Batch(SQLModel, table=True):
     workspace: str
     label: str = Field(default="", sa_type=StoredText)
     state: str
-    total: int
+    total: int = Field(sa_type=BigInteger)
     counts: dict[str, int] = Field(sa_column=Column(JSON, nullable=False))
-    requests: int
-    prompt_tokens: int
-    completion_tokens: int
+    requests: int = Field(sa_type=BigInteger)
+    prompt_tokens: int = Field(sa_type=BigInteger)
+    completion_tokens: int = Field(sa_type=BigInteger)
     cost_nano: int = Field(default=0, sa_type=BigInteger)
     spend_cap_nano: int | None = Field(default=None, sa_type=BigInteger)
     retry_of: str | None = Field(default=None, index=True)
