@@ -68,6 +68,7 @@ from worker.webhooks.backlog import Backlog
 from worker.webhooks.deliver import WebhookSender
 from worker.webhooks.deliveries import Deliveries
 from worker.webhooks.due import DueWebhooks
+from worker.webhooks.overdue import Overdue
 from worker.webhooks.post import WebhookPost
 from worker.webhooks.unrecorded import UnrecordedContent
 
@@ -242,7 +243,9 @@ class Runtime(Middleware):
         sender = WebhookSender(
             post, deliveries=Deliveries(engine), events=events, body_of=content.body_of, ended=content.let_go
         )
-        due_webhooks = DueWebhooks(Backlog(engine), attempt=sender.attempt, hint=self._send_deliveries, events=events)
+        due_webhooks = DueWebhooks(
+            Backlog(engine), Overdue(engine), attempt=sender.attempt, hint=self._send_deliveries, events=events
+        )
         releases = Releases(redis)
         await releases.set_weights(lanes.weights)
         admission = Admission(

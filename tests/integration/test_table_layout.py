@@ -15,17 +15,19 @@ from schemas.table_layout import add_what_is_missing
 from schemas.tables import Batch, Job
 from tests.given import NOW
 
-# What a release before costs, retries and expiry did not have; and an index that it lacked.
+# What a release before costs, retries, expiry and the age of deliveries did not have; and indexes that it lacked.
 NEW_COLUMNS = {
     "jobs": {"cost_nano", "request"},
     "batches": {"cost_nano", "spend_cap_nano", "retry_of", "expires_at"},
+    "deliveries": {"replayed_at"},
+    "webhook_endpoints": {"failing_since"},
 }
 # What it had as INTEGER.
 WIDENED = {
     "jobs": {"requests", "prompt_tokens", "completion_tokens"},
     "batches": {"total", "requests", "prompt_tokens", "completion_tokens"},
 }
-NEW_INDEXES = {"jobs_of_batch", "ix_batches_retry_of"}
+NEW_INDEXES = {"jobs_of_batch", "ix_batches_retry_of", "deliveries_by_age"}
 OLD_JOB: dict[str, Any] = {
     "id": "old",
     "workspace": "acme",

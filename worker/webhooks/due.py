@@ -1,4 +1,7 @@
-"""Keeps deliveries going: hints those that are due, and after each attempt the next ones of its endpoint."""
+"""Keeps deliveries going: ends those that are overdue, and hints those that are due.
+
+After each attempt the next ones of its endpoint are hinted too.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from worker.errors import RedisAway
 from worker.events import Events, ServiceFault
 from worker.webhooks.backlog import Backlog
 from worker.webhooks.endpoints import Endpoint
+from worker.webhooks.overdue import Overdue
 
 LOOK_EVERY_S = 2.0
 _AT_ONCE = 100
@@ -26,21 +30,23 @@ Hint = Callable[[list[str]], Awaitable[None]]
 class DueWebhooks:
     """The deliveries of one process. A hint that gets lost, or comes twice, does no harm."""
 
-    def __init__(self, backlog: Backlog, *, attempt: Attempt, hint: Hint, events: Events) -> None:
+    def __init__(self, backlog: Backlog, overdue: Overdue, *, attempt: Attempt, hint: Hint, events: Events) -> None:
         """Keep the parts."""
         self._backlog = backlog
+        self._overdue = overdue
         self._attempt = attempt
         self._hint = hint
         self._events = events
         self._looked_at: datetime | None = None
 
     async def look(self) -> None:
-        """Hint what is due, if the last look was LOOK_EVERY_S ago; raises RedisAway."""
+        """End what is overdue and hint what is due, if the last look was LOOK_EVERY_S ago; raises RedisAway."""
         now = datetime.now(UTC)
         if self._looked_at is not None and 0 <= (now - self._looked_at).total_seconds() < LOOK_EVERY_S:
             return
         self._looked_at = now
         try:
+            await asyncio.to_thread(self._overdue.give_up, now)
             due = await asyncio.to_thread(self._backlog.due, now, limit=_AT_ONCE)
         except SQLAlchemyError as exc:
             self._events.emit(ServiceFault(part="sql", error=f"deliveries: {type(exc).__name__}"))
