@@ -14,7 +14,7 @@ from sqlalchemy import Engine
 from sqlmodel import Session, select
 
 from producer.webhooks import Webhooks
-from schemas.database import engine_for, ensure_tables
+from schemas.database import endpoint_locked, engine_for, ensure_tables
 from schemas.tables import Delivery, WebhookEndpoint
 from tests.loopback_http import Asked, LoopbackHttp, Told
 from tests.processes import until
@@ -28,6 +28,7 @@ from worker.webhooks.deliveries import Claimed, Deliveries, new_delivery
 from worker.webhooks.due import DueWebhooks
 from worker.webhooks.overdue import STEP_ROWS, Overdue
 from worker.webhooks.post import WebhookPost
+from worker.webhooks.sql_threads import SqlThreads
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 URL = "http://hooks.test/"
@@ -265,13 +266,16 @@ async def test_a_look_ends_what_is_overdue(engine: Engine) -> None:
 async def worker(engine: Engine, *, capacity: int = 64) -> AsyncIterator[DueWebhooks]:
     """One process's part in deliveries: hints go round within it."""
     post = WebhookPost(allows_private=lambda _: True, max_connections=capacity, timeout_s=TIMEOUT_S)
-    sender = WebhookSender(post, deliveries=Deliveries(engine), events=Events())
+    threads = SqlThreads()
+    sender = WebhookSender(post, deliveries=Deliveries(engine), threads=threads, events=Events())
     crashes: list[Exception] = []
 
     async def hint(ids: list[str]) -> None:
         in_flight.take(ids)
 
-    due = DueWebhooks(Backlog(engine), Overdue(engine), attempt=sender.attempt, hint=hint, events=Events())
+    due = DueWebhooks(
+        Backlog(engine), Overdue(engine), threads=threads, attempt=sender.attempt, hint=hint, events=Events()
+    )
     in_flight = InFlight(
         due.deliver,
         capacity=capacity,
@@ -289,6 +293,7 @@ async def worker(engine: Engine, *, capacity: int = 64) -> AsyncIterator[DueWebh
     looking.cancel()
     await in_flight.ended(within_s=0)
     await post.aclose()
+    threads.close()
     assert not crashes
 
 
@@ -321,18 +326,37 @@ async def test_what_waits_for_an_endpoint_is_sent_one_after_the_other_not_look_b
     with LoopbackHttp(lambda _: Told()) as live:
         add(engine, (f"d{number}" for number in range(50)), url=live.url, now=datetime.now(UTC))
         post = WebhookPost(allows_private=lambda _: True, max_connections=64)
-        sender = WebhookSender(post, deliveries=Deliveries(engine), events=Events())
+        threads = SqlThreads()
+        sender = WebhookSender(post, deliveries=Deliveries(engine), threads=threads, events=Events())
         hinted: list[str] = []
 
         async def hint(ids: list[str]) -> None:
             hinted.extend(ids)
 
-        due = DueWebhooks(Backlog(engine), Overdue(engine), attempt=sender.attempt, hint=hint, events=Events())
+        due = DueWebhooks(
+            Backlog(engine), Overdue(engine), threads=threads, attempt=sender.attempt, hint=hint, events=Events()
+        )
         await due.look()
         assert len(hinted) == AT_ONCE
         while hinted:
             await due.deliver(hinted.pop(0))
         await post.aclose()
+        threads.close()
     assert len(live.asked) == 50
     with Session(engine) as session:
         assert {each.state for each in session.exec(select(Delivery))} == {"delivered"}
+
+
+@pytest.mark.anyio
+async def test_deliveries_that_wait_for_the_database_keep_no_thread_from_others(engine: Engine) -> None:
+    add(engine, (f"d{number}" for number in range(100)))
+    async with worker(engine, capacity=100) as due:
+        with endpoint_locked(engine, "demo", URL):
+            waiting = [asyncio.create_task(due.deliver(f"d{number}")) for number in range(100)]
+            # Each task has begun when this one comes back.
+            await asyncio.sleep(0)
+            async with asyncio.timeout(10):
+                assert await asyncio.to_thread(threading.current_thread) is not threading.main_thread()
+            assert not any(each.done() for each in waiting)
+            for each in waiting:
+                each.cancel()
