@@ -118,6 +118,7 @@ class Webhooks:
                 claimed_until=None,
                 delivered_at=None,
                 attempts_at_replay=col(Delivery.attempts),
+                replayed_at=now,
             )
             .returning(col(Delivery.id))
         )

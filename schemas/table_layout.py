@@ -1,6 +1,7 @@
 """Brings the tables of an older release to the layout of this one: columns and indexes that are missing.
 
-Nothing is taken away or changed, and each column that is added may be left out of an INSERT: processes
+Nothing is taken away; what is changed holds more than it did: an INTEGER of PostgreSQL that is a BIGINT
+now (SQLite's integers are all as long). Each column that is added may be left out of an INSERT: processes
 of the older release go on beside newer ones.
 """
 
@@ -8,7 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Column, Connection, MetaData, Table, UniqueConstraint, inspect, literal
+from sqlalchemy import BigInteger, Column, Connection, Integer, MetaData, Table, UniqueConstraint, inspect, literal
+from sqlalchemy.engine.interfaces import ReflectedColumn
 from sqlalchemy.schema import ColumnDefault, CreateColumn, DefaultClause
 
 from schemas.errors import InputError
@@ -17,21 +19,23 @@ from schemas.errors import InputError
 def add_what_is_missing(connection: Connection, metadata: MetaData) -> None:
     """Add the columns and indexes that the tables, all of which exist, lack; in the connection's transaction.
 
-    Rows that are there get the column's default, or NULL. Raises InputError, before anything is
-    changed, for a column that can have neither. The caller holds a lock by which one process at a
-    time does this.
+    An INTEGER that has to be a BIGINT becomes one. Rows that are there get the column's default, or
+    NULL. Raises InputError, before anything is changed, for a column that can have neither. The
+    caller holds a lock by which one process at a time does this.
     """
     inspector = inspect(connection)
     tables = metadata.sorted_tables
     names = [table.name for table in tables]
     columns = inspector.get_multi_columns(filter_names=names)
     indexes = inspector.get_multi_indexes(filter_names=names)
-    additions: list[str] = []
+    statements: list[str] = []
     for table in tables:
         known = {column["name"] for column in columns[table.schema, table.name]}
-        additions += [_addition(connection, table, column) for column in table.columns if column.name not in known]
-    for addition in additions:
-        connection.exec_driver_sql(addition)
+        statements += [_addition(connection, table, column) for column in table.columns if column.name not in known]
+        if connection.dialect.name == "postgresql":
+            statements += _widening(connection, table, columns[table.schema, table.name])
+    for statement in statements:
+        connection.exec_driver_sql(statement)
     for table in tables:
         known_indexes = {index["name"] for index in indexes[table.schema, table.name]}
         for index in sorted(table.indexes, key=lambda index: str(index.name)):
@@ -55,6 +59,22 @@ def _addition(connection: Connection, table: Table, column: Column[Any]) -> str:
     specification = CreateColumn(copy).compile(dialect=connection.dialect)
     name = connection.dialect.identifier_preparer.format_table(table)
     return f"ALTER TABLE {name} ADD COLUMN {specification}"
+
+
+def _widening(connection: Connection, table: Table, known: list[ReflectedColumn]) -> list[str]:
+    """Return the statement that widens the table's columns: one, which rewrites the table once; none if they are wide.
+
+    Others wait for it.
+    """
+    narrow = {
+        each["name"] for each in known if isinstance(each["type"], Integer) and not isinstance(each["type"], BigInteger)
+    }
+    wide = [column for column in table.columns if column.name in narrow and isinstance(column.type, BigInteger)]
+    if not wide:
+        return []
+    preparer = connection.dialect.identifier_preparer
+    changes = ", ".join(f"ALTER COLUMN {preparer.format_column(column)} TYPE BIGINT" for column in wide)
+    return [f"ALTER TABLE {preparer.format_table(table)} {changes}"]
 
 
 def _why_not(table: Table, column: Column[Any]) -> str | None:

@@ -121,9 +121,9 @@ class Job(SQLModel, table=True):
     tool_calls: Any = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
     choices: Any = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
     retrieved: Any = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
-    requests: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    requests: int = Field(default=0, sa_type=BigInteger)
+    prompt_tokens: int = Field(default=0, sa_type=BigInteger)
+    completion_tokens: int = Field(default=0, sa_type=BigInteger)
     cost_nano: int = Field(default=0, sa_type=BigInteger)
     attempts: int = 0
     epoch: int
@@ -182,11 +182,11 @@ class Batch(SQLModel, table=True):
     workspace: str
     label: str = Field(default="", sa_type=StoredText)
     state: str
-    total: int
+    total: int = Field(sa_type=BigInteger)
     counts: dict[str, int] = Field(sa_column=Column(JSON, nullable=False))
-    requests: int
-    prompt_tokens: int
-    completion_tokens: int
+    requests: int = Field(sa_type=BigInteger)
+    prompt_tokens: int = Field(sa_type=BigInteger)
+    completion_tokens: int = Field(sa_type=BigInteger)
     cost_nano: int = Field(default=0, sa_type=BigInteger)
     spend_cap_nano: int | None = Field(default=None, sa_type=BigInteger)
     retry_of: str | None = Field(default=None, index=True)
@@ -220,7 +220,8 @@ class RetiredWebhookSecret(SQLModel, table=True):
 class WebhookEndpoint(SQLModel, table=True):
     """What is held against a receiver: made at its first failure, gone with its next success.
 
-    `failures` in a row. While `open_until` is ahead nothing is sent there; once it is past, one
+    `failures` in a row, the first of them at `failing_since` (None if a release that did not know it wrote
+    the row). While `open_until` is ahead nothing is sent there; once it is past, one
     delivery at a time is. A disabled one gets nothing until a person enables it.
     """
 
@@ -229,6 +230,7 @@ class WebhookEndpoint(SQLModel, table=True):
     workspace: str = Field(primary_key=True)
     url: str = Field(primary_key=True, sa_type=Text)
     failures: int = 0
+    failing_since: datetime | None = Field(default=None, sa_type=UtcDateTime)
     open_until: datetime | None = Field(default=None, sa_type=UtcDateTime, index=True)
     disabled_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
     disabled_reason: str | None = Field(default=None, sa_type=Text)
@@ -245,7 +247,8 @@ class Delivery(SQLModel, table=True):
 
     That of a job that is not to be recorded is `unrecorded`: its body has no content, which the sender adds.
     `claimed_until` is when the lease of the worker that is sending it ends, None while nobody is.
-    `attempts` counts every one; the schedule counts from `attempts_at_replay` on.
+    `attempts` counts every one; the schedule counts from `attempts_at_replay` on, and its time from
+    `replayed_at`, or from `created_at` where it was never replayed.
     """
 
     __tablename__ = "deliveries"
@@ -256,6 +259,15 @@ class Delivery(SQLModel, table=True):
             "workspace",
             "url",
             "next_attempt_at",
+            sqlite_where=text(_PENDING),
+            postgresql_where=text(_PENDING),
+        ),
+        Index(
+            "deliveries_by_age",
+            "workspace",
+            "url",
+            "replayed_at",
+            "created_at",
             sqlite_where=text(_PENDING),
             postgresql_where=text(_PENDING),
         ),
@@ -278,4 +290,5 @@ class Delivery(SQLModel, table=True):
     last_status: int | None = None
     last_error: str | None = Field(default=None, sa_type=Text)
     created_at: datetime = Field(sa_type=UtcDateTime)
+    replayed_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
     delivered_at: datetime | None = Field(default=None, sa_type=UtcDateTime)

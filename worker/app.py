@@ -68,7 +68,9 @@ from worker.webhooks.backlog import Backlog
 from worker.webhooks.deliver import WebhookSender
 from worker.webhooks.deliveries import Deliveries
 from worker.webhooks.due import DueWebhooks
+from worker.webhooks.overdue import Overdue
 from worker.webhooks.post import WebhookPost
+from worker.webhooks.sql_threads import SqlThreads
 from worker.webhooks.unrecorded import UnrecordedContent
 
 # Redis may be away for this many tries, some 40 s, before an operation fails.
@@ -99,6 +101,7 @@ class _Running:
     redis: BatchedRedis
     jobs: InFlight[Hint]
     webhooks: InFlight[str]
+    webhook_threads: SqlThreads
     clients: tuple[httpx.AsyncClient | WebhookPost, ...]
     toolbox: WorkerToolbox
     exchange: EstimateExchange
@@ -239,10 +242,23 @@ class Runtime(Middleware):
             allows_private=settings.private_networks_allowed.__contains__, max_connections=_DELIVERIES_IN_FLIGHT
         )
         content = UnrecordedContent(redis)
+        webhook_threads = SqlThreads()
         sender = WebhookSender(
-            post, deliveries=Deliveries(engine), events=events, body_of=content.body_of, ended=content.let_go
+            post,
+            deliveries=Deliveries(engine),
+            threads=webhook_threads,
+            events=events,
+            body_of=content.body_of,
+            ended=content.let_go,
         )
-        due_webhooks = DueWebhooks(Backlog(engine), attempt=sender.attempt, hint=self._send_deliveries, events=events)
+        due_webhooks = DueWebhooks(
+            Backlog(engine),
+            Overdue(engine),
+            threads=webhook_threads,
+            attempt=sender.attempt,
+            hint=self._send_deliveries,
+            events=events,
+        )
         releases = Releases(redis)
         await releases.set_weights(lanes.weights)
         admission = Admission(
@@ -302,6 +318,7 @@ class Runtime(Middleware):
                 ),
                 loop=loop,
             ),
+            webhook_threads=webhook_threads,
             flow=flow,
             limiter=limiter,
             leases=leases,
@@ -353,6 +370,7 @@ class Runtime(Middleware):
             await client.aclose()
         await running.redis.aclose()
         self._waits_for = "the database"
+        running.webhook_threads.close()
         await asyncio.to_thread(running.store.close)
         self._waits_for = "threads"
 

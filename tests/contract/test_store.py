@@ -453,6 +453,18 @@ class TestBatches:
         await store.end_batch(BATCH)
         assert (rows_of(engine, Batch), rows_of(engine, Delivery)) == (1, 1)
 
+    async def test_what_sums_over_many_replies_of_the_most_tokens_is_written_and_told(
+        self, store: SqlStore, engine: Engine
+    ) -> None:
+        sums = {"requests": 2**31, "prompt_tokens": 2**40, "completion_tokens": 2**41}
+        ended = await store.settle(a_settlement(a_record(), **sums))
+        assert ended.model_dump(include=set(sums)) == sums
+        await store.end_batch(BATCH.model_copy(update=sums))
+        with Session(engine) as session:
+            job, batch = session.exec(select(Job)).one(), session.exec(select(Batch)).one()
+            assert [getattr(each, name) for each in (job, batch) for name in sums] == 2 * list(sums.values())
+            assert session.exec(select(Delivery)).one().batch_id == BATCH.batch_id
+
     async def test_one_without_a_webhook_has_no_delivery(self, store: SqlStore, engine: Engine) -> None:
         await store.end_batch(BATCH.model_copy(update={"webhook": None}))
         assert (rows_of(engine, Batch), rows_of(engine, Delivery)) == (1, 0)

@@ -27,7 +27,7 @@ from schemas.tables import Batch, Delivery
 from tests.given import a_job, a_result, let_leases_lapse, let_parked_lanes_open, let_snoozes_end, text
 from worker.admission.releases import Released, Releases
 from worker.admission.sweeper import Sweeper
-from worker.events import BatchEnded, Events
+from worker.events import BatchEnded, Events, ServiceFault
 from worker.queue.queue import CalledOff, Claimed, JobQueue
 from worker.queue.steps import ReplyStep
 from worker.store.sql import SqlStore
@@ -812,6 +812,92 @@ async def test_a_batch_ends_once_in_sql_with_one_webhook_that_says_how(
     with Session(engine) as session:
         assert [batch.state for batch in session.exec(select(Batch))] == [state.value]
         assert [row.event_type for row in session.exec(select(Delivery))] == [f"batch.{state.value}"]
+    store.close()
+
+
+async def test_a_batch_that_sql_refuses_keeps_no_other_from_its_end_and_no_webhook_from_its_way(
+    queue: Queue, database_url: str
+) -> None:
+    engine = engine_for(database_url)
+    ensure_tables(engine)
+    store = SqlStore(engine)
+    others = [f"b{number}" for number in range(5)]
+    for batch_id in ["refused", *others]:
+        queue.producer.enqueue_many(of("w/p/a", 1), batch_id=batch_id)
+        queue.stop("cancel", "batch", batch_id)
+    await queue.drain_all()
+    # No database has an integer of this length.
+    await queue.redis.hset(names.batch("refused"), "prompt_tokens", str(10**30))
+    seen: list[object] = []
+    # Each waits for the other's second time.
+    refused_again, sent_again = asyncio.Event(), asyncio.Event()
+    sent = 0
+
+    def on_event(event: object) -> None:
+        seen.append(event)
+        if sum(isinstance(each, ServiceFault) for each in seen) == 2:
+            refused_again.set()
+
+    async def send_due_webhooks() -> None:
+        nonlocal sent
+        sent += 1
+        if sent == 2:
+            sent_again.set()
+
+    sweeper = Sweeper(
+        queue=queue.jobs,
+        store=store,
+        free_lost_calls=_none_free,
+        send_due_webhooks=send_due_webhooks,
+        wake=lambda: None,
+        events=Events(on_event),
+    )
+    sweeping = asyncio.create_task(sweeper.run_forever())
+    async with asyncio.timeout(30):
+        await refused_again.wait()
+        await sent_again.wait()
+    sweeping.cancel()
+    await asyncio.wait([sweeping])
+    assert sorted(event.batch_id for event in seen if isinstance(event, BatchEnded)) == others
+    with Session(engine) as session:
+        assert sorted(session.exec(select(Batch.id))) == others
+    faults = [event for event in seen if isinstance(event, ServiceFault)]
+    assert {fault.part for fault in faults} == {"sweeper"}
+    assert all(fault.error.startswith("end of batch 'refused': ") for fault in faults)
+    assert list(await queue.jobs.ending_batches()) == ["refused"]
+    store.close()
+
+
+async def test_batches_that_look_like_a_database_that_is_away_come_after_those_that_were_never_refused(
+    queue: Queue, sqlite_url: str
+) -> None:
+    engine = engine_for(sqlite_url)
+    ensure_tables(engine)
+    with engine.begin() as connection:
+        # What a trigger raises so is an OperationalError, as when the database is away.
+        connection.exec_driver_sql(
+            "CREATE TRIGGER refuse BEFORE INSERT ON batches WHEN NEW.label = 'refused' "
+            "BEGIN SELECT json('no json'); END"
+        )
+    store = SqlStore(engine)
+    for number in range(8):
+        label = "refused" if number < 4 else "taken"
+        queue.producer.enqueue_many(of("w/p/a", 1), batch_id=f"{label}{number}", label=label)
+        queue.stop("cancel", "batch", f"{label}{number}")
+    await queue.drain_all()
+    seen: list[object] = []
+    sweeper = Sweeper(
+        queue=queue.jobs,
+        store=store,
+        free_lost_calls=_none_free,
+        send_due_webhooks=_nothing,
+        wake=lambda: None,
+        events=Events(seen.append),
+    )
+    for _ in range(8):
+        await sweeper._end_batches()
+    assert {event.batch_id for event in seen if isinstance(event, BatchEnded)} == {f"taken{n}" for n in range(4, 8)}
+    assert {event.part for event in seen if isinstance(event, ServiceFault)} == {"sql"}
     store.close()
 
 

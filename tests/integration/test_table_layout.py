@@ -15,12 +15,19 @@ from schemas.table_layout import add_what_is_missing
 from schemas.tables import Batch, Job
 from tests.given import NOW
 
-# What a release before costs, retries and expiry did not have; and an index that it lacked.
+# What a release before costs, retries, expiry and the age of deliveries did not have; and indexes that it lacked.
 NEW_COLUMNS = {
     "jobs": {"cost_nano", "request"},
     "batches": {"cost_nano", "spend_cap_nano", "retry_of", "expires_at"},
+    "deliveries": {"replayed_at"},
+    "webhook_endpoints": {"failing_since"},
 }
-NEW_INDEXES = {"jobs_of_batch", "ix_batches_retry_of"}
+# What it had as INTEGER.
+WIDENED = {
+    "jobs": {"requests", "prompt_tokens", "completion_tokens"},
+    "batches": {"total", "requests", "prompt_tokens", "completion_tokens"},
+}
+NEW_INDEXES = {"jobs_of_batch", "ix_batches_retry_of", "deliveries_by_age"}
 OLD_JOB: dict[str, Any] = {
     "id": "old",
     "workspace": "acme",
@@ -44,8 +51,14 @@ def older_layout() -> MetaData:
     older = MetaData()
     for table in SQLModel.metadata.sorted_tables:
         new = NEW_COLUMNS.get(table.name, set())
+        narrow = WIDENED.get(table.name, set())
         columns = [
-            Column(each.name, each.type, primary_key=each.primary_key, nullable=each.nullable)
+            Column(
+                each.name,
+                Integer() if each.name in narrow else each.type,
+                primary_key=each.primary_key,
+                nullable=each.nullable,
+            )
             for each in table.columns
             if each.name not in new
         ]
@@ -99,6 +112,26 @@ def test_a_process_of_the_older_release_goes_on_writing(database_url: str) -> No
         later = session.get(Job, "later")
         assert later is not None
         assert later.cost_nano == 0
+    engine.dispose()
+
+
+def test_counts_of_an_older_layout_hold_the_sums_of_this_one(database_url: str) -> None:
+    engine = with_older_tables(database_url)
+    ensure_tables(engine)
+    many = {"requests": 2**31, "prompt_tokens": 2**32, "completion_tokens": 2**33}
+    with engine.begin() as connection:
+        jobs, batches = (SQLModel.metadata.tables[name] for name in WIDENED)
+        connection.execute(jobs.update().values(many))
+        times = {"created_at": NOW, "finished_at": NOW}
+        connection.execute(
+            batches.insert(),
+            {"id": "b", "workspace": "acme", "state": "s", "total": 2**31, "counts": {}} | many | times,
+        )
+    with Session(engine) as session:
+        job, batch = session.exec(select(Job)).one(), session.exec(select(Batch)).one()
+        assert {name: getattr(job, name) for name in many} == many
+        assert {name: getattr(batch, name) for name in many} == many
+        assert job.output == {"label": "good"}
     engine.dispose()
 
 

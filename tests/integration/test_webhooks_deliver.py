@@ -27,6 +27,7 @@ from worker.webhooks.decide import Answer, Decision
 from worker.webhooks.deliver import WebhookSender
 from worker.webhooks.deliveries import Claimed, Deliveries, new_delivery
 from worker.webhooks.post import WebhookPost
+from worker.webhooks.sql_threads import SqlThreads
 
 DEADLINE_S = 10
 
@@ -140,6 +141,7 @@ def attempt(
         sender = WebhookSender(
             post,
             deliveries=deliveries or Deliveries(engine),
+            threads=(threads := SqlThreads()),
             events=Events(told.append),
             now=lambda: at or datetime.now(UTC),
             draw=lambda: 0.0,
@@ -148,6 +150,7 @@ def attempt(
             await sender.attempt(id_)
         finally:
             await post.aclose()
+            threads.close()
 
     asyncio.run(main())
     return [event for event in told if isinstance(event, WebhookAttempted)]
@@ -303,10 +306,12 @@ def test_a_receivers_cookie_is_not_sent_to_the_next(engine: Engine, receiver: Re
 
     async def main() -> None:
         post = WebhookPost(allows_private=lambda _: True, max_connections=4)
-        sender = WebhookSender(post, deliveries=Deliveries(engine), events=Events())
+        threads = SqlThreads()
+        sender = WebhookSender(post, deliveries=Deliveries(engine), threads=threads, events=Events())
         await sender.attempt(add(engine, receiver.url, id_="one"))
         await sender.attempt(add(engine, receiver.url, id_="two"))
         await post.aclose()
+        threads.close()
 
     asyncio.run(main())
     assert [headers.get("cookie") for headers, _ in receiver.got] == [None, None]

@@ -13,7 +13,8 @@ import pytest
 from sqlalchemy import Engine
 from sqlmodel import Session, select
 
-from schemas.database import engine_for, ensure_tables
+from producer.webhooks import Webhooks
+from schemas.database import endpoint_locked, engine_for, ensure_tables
 from schemas.tables import Delivery, WebhookEndpoint
 from tests.loopback_http import Asked, LoopbackHttp, Told
 from tests.processes import until
@@ -21,11 +22,13 @@ from worker.events import Events
 from worker.in_flight import InFlight
 from worker.webhooks.backlog import _ENDPOINTS_A_LOOK, _LONGEST_DUE, Backlog
 from worker.webhooks.breaker import AT_ONCE
-from worker.webhooks.decide import Answer, Decision, Delivered, Gone, RetryAt
+from worker.webhooks.decide import GIVE_UP_AFTER_S, Answer, Decision, Delivered, Gone, RetryAt
 from worker.webhooks.deliver import WebhookSender
 from worker.webhooks.deliveries import Claimed, Deliveries, new_delivery
 from worker.webhooks.due import DueWebhooks
+from worker.webhooks.overdue import STEP_ROWS, Overdue
 from worker.webhooks.post import WebhookPost
+from worker.webhooks.sql_threads import SqlThreads
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 URL = "http://hooks.test/"
@@ -196,17 +199,83 @@ def test_where_more_endpoints_wait_than_one_look_takes_in_the_next_look_goes_on(
     assert "live" not in backlog.due(later, limit=1000)
 
 
+def probe_fails(engine: Engine, id_: str, *, now: datetime) -> None:
+    ends(engine, id_, RetryAt(now + timedelta(hours=10)), now=now)
+
+
+def test_what_waited_for_the_whole_schedule_while_its_endpoint_kept_failing_ends_in_small_steps(engine: Engine) -> None:
+    overdue_at = NOW + timedelta(seconds=GIVE_UP_AFTER_S)
+    add(engine, (f"d{number}" for number in range(STEP_ROWS + 20)))
+    add(engine, ["young"], now=NOW + timedelta(hours=1))
+    add(engine, ["elsewhere"], url=f"{URL}elsewhere")
+    add(engine, ["replayed"])
+    fail(engine, [f"d{number}" for number in range(5)])
+    replayed_at = NOW + timedelta(hours=2)
+    assert Webhooks(engine).replay(["replayed"], now=replayed_at) == ["replayed"]
+    overdue = Overdue(engine)
+
+    probe_fails(engine, "d5", now=overdue_at - timedelta(seconds=1))
+    assert overdue.give_up(overdue_at - timedelta(seconds=1)) == 0
+    assert overdue.give_up(overdue_at) == STEP_ROWS
+    assert overdue.give_up(overdue_at) == 20
+    assert overdue.give_up(overdue_at) == 0
+    stored = row(engine, "d6")
+    assert (stored.state, stored.attempts) == ("failed", 0)
+    assert stored.last_error == "not delivered within 31 h: the endpoint kept failing"
+    assert {row(engine, id_).state for id_ in ("young", "replayed", "elsewhere")} == {"pending"}
+
+    later = replayed_at + timedelta(seconds=GIVE_UP_AFTER_S)
+    # Its time is up: it is asked once more first, and nobody knows before it has answered.
+    assert overdue.give_up(later) == 0
+    probe = claim(engine, "young", now=later)
+    assert probe is not None
+    assert overdue.give_up(later) == 0
+    Deliveries(engine).record(probe, RetryAt(later), answer=Answer(500, "no"), now=later)
+    assert overdue.give_up(later) == 2
+    assert {row(engine, id_).state for id_ in ("young", "replayed")} == {"failed"}
+
+
+def test_what_is_old_because_no_worker_ran_is_not_given_up_when_its_endpoint_then_fails(engine: Engine) -> None:
+    long_after = NOW + timedelta(days=3)
+    add(engine, [f"d{number}" for number in range(9)])
+    for number in range(5):
+        probe_fails(engine, f"d{number}", now=long_after)
+    stored = endpoint(engine)
+    assert stored is not None
+    assert stored.open_until is not None
+    assert Overdue(engine).give_up(long_after) == 0
+    assert row(engine, "d8").state == "pending"
+
+
+@pytest.mark.anyio
+async def test_a_look_ends_what_is_overdue(engine: Engine) -> None:
+    now = datetime.now(UTC)
+    long_ago = now - timedelta(seconds=GIVE_UP_AFTER_S + 60)
+    add(engine, ["d"], now=long_ago)
+    with Session(engine) as session:
+        open_until = now + timedelta(minutes=9)
+        session.add(
+            WebhookEndpoint(workspace="demo", url=URL, failures=9, failing_since=long_ago, open_until=open_until)
+        )
+        session.commit()
+    async with worker(engine):
+        await asyncio.to_thread(until, lambda: row(engine, "d").state == "failed", what="the look has ended it")
+
+
 @asynccontextmanager
 async def worker(engine: Engine, *, capacity: int = 64) -> AsyncIterator[DueWebhooks]:
     """One process's part in deliveries: hints go round within it."""
     post = WebhookPost(allows_private=lambda _: True, max_connections=capacity, timeout_s=TIMEOUT_S)
-    sender = WebhookSender(post, deliveries=Deliveries(engine), events=Events())
+    threads = SqlThreads()
+    sender = WebhookSender(post, deliveries=Deliveries(engine), threads=threads, events=Events())
     crashes: list[Exception] = []
 
     async def hint(ids: list[str]) -> None:
         in_flight.take(ids)
 
-    due = DueWebhooks(Backlog(engine), attempt=sender.attempt, hint=hint, events=Events())
+    due = DueWebhooks(
+        Backlog(engine), Overdue(engine), threads=threads, attempt=sender.attempt, hint=hint, events=Events()
+    )
     in_flight = InFlight(
         due.deliver,
         capacity=capacity,
@@ -224,6 +293,7 @@ async def worker(engine: Engine, *, capacity: int = 64) -> AsyncIterator[DueWebh
     looking.cancel()
     await in_flight.ended(within_s=0)
     await post.aclose()
+    threads.close()
     assert not crashes
 
 
@@ -256,18 +326,37 @@ async def test_what_waits_for_an_endpoint_is_sent_one_after_the_other_not_look_b
     with LoopbackHttp(lambda _: Told()) as live:
         add(engine, (f"d{number}" for number in range(50)), url=live.url, now=datetime.now(UTC))
         post = WebhookPost(allows_private=lambda _: True, max_connections=64)
-        sender = WebhookSender(post, deliveries=Deliveries(engine), events=Events())
+        threads = SqlThreads()
+        sender = WebhookSender(post, deliveries=Deliveries(engine), threads=threads, events=Events())
         hinted: list[str] = []
 
         async def hint(ids: list[str]) -> None:
             hinted.extend(ids)
 
-        due = DueWebhooks(Backlog(engine), attempt=sender.attempt, hint=hint, events=Events())
+        due = DueWebhooks(
+            Backlog(engine), Overdue(engine), threads=threads, attempt=sender.attempt, hint=hint, events=Events()
+        )
         await due.look()
         assert len(hinted) == AT_ONCE
         while hinted:
             await due.deliver(hinted.pop(0))
         await post.aclose()
+        threads.close()
     assert len(live.asked) == 50
     with Session(engine) as session:
         assert {each.state for each in session.exec(select(Delivery))} == {"delivered"}
+
+
+@pytest.mark.anyio
+async def test_deliveries_that_wait_for_the_database_keep_no_thread_from_others(engine: Engine) -> None:
+    add(engine, (f"d{number}" for number in range(100)))
+    async with worker(engine, capacity=100) as due:
+        with endpoint_locked(engine, "demo", URL):
+            waiting = [asyncio.create_task(due.deliver(f"d{number}")) for number in range(100)]
+            # Each task has begun when this one comes back.
+            await asyncio.sleep(0)
+            async with asyncio.timeout(10):
+                assert await asyncio.to_thread(threading.current_thread) is not threading.main_thread()
+            assert not any(each.done() for each in waiting)
+            for each in waiting:
+                each.cancel()

@@ -28,6 +28,7 @@ from worker.webhooks.decide import JITTER, RETRY_AFTER_S
 from worker.webhooks.deliver import WebhookSender
 from worker.webhooks.deliveries import Deliveries
 from worker.webhooks.post import WebhookPost
+from worker.webhooks.sql_threads import SqlThreads
 from worker.webhooks.unrecorded import UnrecordedContent
 
 pytestmark = pytest.mark.anyio
@@ -118,6 +119,7 @@ async def ending(redis_client: Redis, producer: Producer, engine: Engine) -> Asy
         sender = WebhookSender(
             post,
             deliveries=Deliveries(engine),
+            threads=(threads := SqlThreads()),
             events=Events(),
             body_of=content.body_of,
             ended=content.let_go,
@@ -127,6 +129,7 @@ async def ending(redis_client: Redis, producer: Producer, engine: Engine) -> Asy
         made = Ending(await claimed(queue), redis_client, engine, queue, store, sender, receiver)
         yield made
         await post.aclose()
+        threads.close()
     store.close()
 
 

@@ -17,6 +17,7 @@ from worker.webhooks.breaker import (
     after_failure,
     after_gone,
     after_success,
+    kept_failing,
     room,
 )
 
@@ -58,6 +59,23 @@ def test_an_open_one_waits_and_lets_one_probe_through_when_its_time_is_up() -> N
     probed = replace(health, open_until=later + timedelta(seconds=60))
     assert admit(probed, running=0, now=later) is Admission.WAIT
     assert admit(probed, running=0, now=later + timedelta(seconds=60)) is Admission.PROBE
+
+
+def test_an_endpoint_fails_since_the_first_failure_after_its_last_success_or_the_first_that_is_known() -> None:
+    later = NOW + timedelta(hours=1)
+    assert after_failure(failed(1), probe=False, now=later).failing_since == NOW
+    assert after_failure(after_success(failed(9)), probe=False, now=later).failing_since == later
+    of_an_older_release = Health(failures=9, open_until=NOW)
+    assert after_failure(of_an_older_release, probe=True, now=later).failing_since == later
+
+
+def test_one_kept_failing_if_it_took_nothing_since_and_failed_a_moment_ago() -> None:
+    health, earlier = failed(5), NOW - timedelta(seconds=1)
+    assert kept_failing(health, running=0, since=NOW, now=NOW)
+    assert not kept_failing(health, running=0, since=earlier, now=NOW)
+    assert not kept_failing(health, running=1, since=NOW, now=NOW)
+    assert not kept_failing(health, running=0, since=NOW, now=NOW + timedelta(seconds=30))
+    assert not kept_failing(HEALTHY, running=0, since=NOW, now=NOW)
 
 
 def test_a_disabled_one_stays_so_whatever_comes_of_what_is_in_flight() -> None:

@@ -6,6 +6,7 @@ Runs in every worker process; what it does is atomic or idempotent, so many may 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable
 
 from schemas.batch import BatchStatus, end_state
@@ -15,6 +16,7 @@ from worker.queue.queue import JobQueue
 from worker.store.base import Store, StoreAway
 
 SWEEP_EVERY_S = 0.5
+_AWAY_IN_A_ROW = 2
 
 SendDueWebhooks = Callable[[], Awaitable[None]]
 
@@ -39,24 +41,23 @@ class Sweeper:
         self._send_due_webhooks = send_due_webhooks
         self._wake = wake
         self._events = events
+        # How often in a row each batch that is to end could not.
+        self._faults: Counter[str] = Counter()
 
     async def run_forever(self) -> None:
         """Sweep until cancelled; what fails is told and tried again."""
-        # Apart: a database that hangs must not keep the jobs of dead workers.
+        # Apart: a database that hangs must not keep the jobs of dead workers, nor batches that do not end the webhooks.
         async with asyncio.TaskGroup() as loops:
             loops.create_task(self._repeat(self._sweep))
             loops.create_task(self._repeat(self._end_batches))
+            loops.create_task(self._repeat(self._send_due_webhooks))
 
     async def _repeat(self, work: Callable[[], Awaitable[None]]) -> None:
         while True:
             try:
                 await work()
-            except RedisAway as exc:
-                self._events.emit(ServiceFault(part="redis", error=f"sweep: {exc}"))
-            except StoreAway as exc:
-                self._events.emit(ServiceFault(part="sql", error=f"sweep: {exc}"))
             except Exception as exc:  # noqa: BLE001 - a loop that ended in silence would free nobody's jobs
-                self._events.emit(ServiceFault(part="sweeper", error=f"{type(exc).__name__}: {exc}"))
+                self._tell("sweep", exc)
             await asyncio.sleep(SWEEP_EVERY_S)
 
     async def _sweep(self) -> None:
@@ -69,11 +70,26 @@ class Sweeper:
             self._wake()
 
     async def _end_batches(self) -> None:
-        for batch_id, fields in (await self._queue.ending_batches()).items():
-            await self._end_batch(BatchStatus.from_fields(batch_id, {**fields, "state": end_state(fields)}))
-        await self._send_due_webhooks()
+        ending = await self._queue.ending_batches()
+        faults = {batch_id: self._faults[batch_id] for batch_id in ending}
+        # Those that were never refused come first: a refusal of what one batch brings looks at times like a
+        # service that is away, and of two of these in a row we believe it, to wait for it no longer.
+        away = 0
+        for batch_id in sorted(ending, key=faults.__getitem__):
+            try:
+                await self._end_batch(batch_id, ending[batch_id])
+                away = 0
+                del faults[batch_id]
+            except Exception as exc:  # noqa: BLE001 - it is tried again, and the others must end
+                self._tell(f"end of batch '{batch_id}'", exc)
+                faults[batch_id] += 1
+                away = away + 1 if isinstance(exc, (RedisAway, StoreAway)) else 0
+                if away == _AWAY_IN_A_ROW:
+                    break
+        self._faults = Counter(faults)
 
-    async def _end_batch(self, status: BatchStatus) -> None:
+    async def _end_batch(self, batch_id: str, fields: dict[str, str]) -> None:
+        status = BatchStatus.from_fields(batch_id, {**fields, "state": end_state(fields)})
         # SQL first: a crash in between leaves the batch in aq:ending, and the row makes the
         # second time a no-op.
         await self._store.end_batch(status)
@@ -81,3 +97,13 @@ class Sweeper:
             return
         counts = {name.value: count for name, count in status.counts.items()}
         self._events.emit(BatchEnded(status.batch_id, status.workspace, state=status.state.value, counts=counts))
+
+    def _tell(self, what: str, exc: Exception) -> None:
+        match exc:
+            case RedisAway():
+                fault = ServiceFault(part="redis", error=f"{what}: {exc}")
+            case StoreAway():
+                fault = ServiceFault(part="sql", error=f"{what}: {exc}")
+            case _:
+                fault = ServiceFault(part="sweeper", error=f"{what}: {type(exc).__name__}: {exc}")
+        self._events.emit(fault)

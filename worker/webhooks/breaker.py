@@ -23,6 +23,7 @@ class Health:
     """What is held against an endpoint; see schemas.tables.WebhookEndpoint."""
 
     failures: int = 0
+    failing_since: datetime | None = None
     open_until: datetime | None = None
     disabled_at: datetime | None = None
     disabled_reason: str | None = None
@@ -64,6 +65,20 @@ def room(health: Health, *, running: int, now: datetime) -> int:
             return 0
 
 
+def kept_failing(health: Health, *, running: int, since: datetime, now: datetime) -> bool:
+    """Return whether the endpoint took nothing since that time, and failed a moment ago.
+
+    Both: where no worker ran for days, the endpoint is asked once more before its deliveries are given up. While
+    `running` are being sent nobody knows.
+    """
+    return (
+        health.failing_since is not None
+        and health.failing_since <= since
+        and admit(health, running=running, now=now) is Admission.WAIT
+        and running == 0
+    )
+
+
 def after_success(health: Health) -> Health:
     """Return the health of an endpoint that took an event: nothing is held against it, unless it is disabled."""
     return HEALTHY if health.disabled_at is None else health
@@ -77,11 +92,12 @@ def after_failure(health: Health, *, probe: bool, now: datetime) -> Health:
     if health.disabled_at is not None or (health.open_until is not None and not probe):
         return health
     failures = health.failures + 1
+    health = replace(health, failures=failures, failing_since=health.failing_since or now)
     if failures < FAILURES_TO_OPEN:
-        return replace(health, failures=failures)
+        return health
     # A power of two that no number of failures makes too large.
     open_s = min(OPEN_AT_MOST_S, OPEN_S * 2 ** min(failures - FAILURES_TO_OPEN, 16))
-    return replace(health, failures=failures, open_until=now + timedelta(seconds=open_s))
+    return replace(health, open_until=now + timedelta(seconds=open_s))
 
 
 def after_gone(health: Health, *, reason: str, now: datetime) -> Health:

@@ -13,6 +13,9 @@ from http import HTTPStatus
 RETRY_AFTER_S = (5, 5 * 60, 30 * 60, 2 * 3600, 5 * 3600, 10 * 3600, 10 * 3600)
 # Retries come up to this much later, never earlier, so that they do not all meet at once.
 JITTER = 0.1
+# How long a delivery may wait for an endpoint that keeps failing: the whole schedule, and what its attempts and
+# the looks for what is due add to it.
+GIVE_UP_AFTER_S = int(sum(RETRY_AFTER_S) * (1 + JITTER)) + 60 * 60
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -17,6 +16,7 @@ from worker.webhooks.decide import Decision, Delivered, GaveUp, Gone, RetryAt, d
 from worker.webhooks.deliveries import Claimed, Deliveries
 from worker.webhooks.endpoints import Endpoint
 from worker.webhooks.post import WebhookPost
+from worker.webhooks.sql_threads import SqlThreads
 from worker.webhooks.unrecorded import NOT_YET_RETRY_S, ContentNotYetError, without_words
 
 BodyOf = Callable[[Claimed], Awaitable[str]]
@@ -44,6 +44,7 @@ class WebhookSender:
         post: WebhookPost,
         *,
         deliveries: Deliveries,
+        threads: SqlThreads,
         events: Events,
         body_of: BodyOf = stored_body,
         ended: Callable[[Claimed], Awaitable[None]] = nothing_to_let_go,
@@ -56,6 +57,7 @@ class WebhookSender:
         """
         self._post = post
         self._deliveries = deliveries
+        self._threads = threads
         self._events = events
         self._body_of = body_of
         self._ended = ended
@@ -68,17 +70,17 @@ class WebhookSender:
         A receiver's fault is recorded, never raised. A database that is away raises
         SQLAlchemy's error; the delivery is then due again when its lease ends.
         """
-        claimed = await asyncio.to_thread(self._deliveries.claim, delivery_id, now=self._now())
+        claimed = await self._threads.run(self._deliveries.claim, delivery_id, now=self._now())
         if claimed is None:
             return None
         try:
             body = await self._body_of(claimed)
         except ContentNotYetError:
             until = self._now() + timedelta(seconds=NOT_YET_RETRY_S)
-            await asyncio.to_thread(self._deliveries.postpone, claimed, until=until)
+            await self._threads.run(self._deliveries.postpone, claimed, until=until)
             return None
         signed_at = self._now()
-        secrets = await asyncio.to_thread(self._deliveries.secrets_of, claimed.workspace, now=signed_at)
+        secrets = await self._threads.run(self._deliveries.secrets_of, claimed.workspace, now=signed_at)
         headers = _signed_headers(claimed.id, body, secrets, at=signed_at)
         started = time.monotonic()
         answer = await self._post.send(claimed.url, workspace=claimed.workspace, headers=headers, body=body.encode())
@@ -87,7 +89,7 @@ class WebhookSender:
             answer = without_words(answer)
         now = self._now()
         decision = decide(answer, attempts=claimed.attempts_on_schedule, now=now, jitter=self._draw())
-        await asyncio.to_thread(self._deliveries.record, claimed, decision, answer=answer, now=now)
+        await self._threads.run(self._deliveries.record, claimed, decision, answer=answer, now=now)
         if not isinstance(decision, RetryAt):
             await self._ended(claimed)
         self._events.emit(

@@ -19,6 +19,7 @@ from worker.webhooks.breaker import HEALTHY, Health
 
 _HEALTH = (
     col(WebhookEndpoint.failures),
+    col(WebhookEndpoint.failing_since),
     col(WebhookEndpoint.open_until),
     col(WebhookEndpoint.disabled_at),
     col(WebhookEndpoint.disabled_reason),
@@ -64,10 +65,9 @@ def end_pending(connection: Connection, endpoint: Endpoint, health: Health, *, n
         f"the endpoint is disabled since {health.disabled_at:%Y-%m-%d %H:%M} UTC ({health.disabled_reason}): "
         f"`assistq webhooks enable` enables it, then `assistq webhooks replay` sends what has failed"
     )
-    nobody = or_(col(Delivery.claimed_until).is_(None), col(Delivery.claimed_until) <= now)
     connection.execute(
         update(Delivery)
-        .where(*deliveries_of(endpoint), pending(), nobody)
+        .where(*deliveries_of(endpoint), pending(), nobody_sends(now))
         .values(state=DeliveryState.FAILED.value, last_error=error)
     )
 
@@ -80,6 +80,11 @@ def deliveries_of(endpoint: Endpoint) -> tuple[ColumnElement[bool], ...]:
 def pending() -> ColumnElement[bool]:
     """Return the condition of being pending, in the words of the index (schemas/tables.py)."""
     return col(Delivery.state) == literal_column(f"'{DeliveryState.PENDING.value}'")
+
+
+def nobody_sends(now: datetime) -> ColumnElement[bool]:
+    """Return the condition of being sent by no worker."""
+    return or_(col(Delivery.claimed_until).is_(None), col(Delivery.claimed_until) <= now)
 
 
 def _is(endpoint: Endpoint) -> tuple[ColumnElement[bool], ...]:
