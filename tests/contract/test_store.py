@@ -47,14 +47,6 @@ BATCH = BatchStatus(
 
 
 @pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    engine = engine_for(database_url)
-    ensure_tables(engine)
-    yield engine
-    engine.dispose()
-
-
-@pytest.fixture
 def store(engine: Engine) -> Iterator[SqlStore]:
     store = SqlStore(engine)
     yield store

@@ -15,7 +15,7 @@ from sqlmodel import Session, col, select
 
 from producer.records import Records
 from schemas import Status, names
-from schemas.database import engine_for, ensure_tables
+from schemas.database import engine_for
 from schemas.queue_in_use import QueueInUse
 from schemas.retention import STEP_ROWS, Kind, Retention
 from schemas.tables import Batch, Delivery, Job, Thread, ThreadMessage
@@ -24,14 +24,6 @@ NOW = datetime.now(UTC)
 OLD, YOUNG = NOW - timedelta(days=40), NOW - timedelta(days=10)
 BEFORE = NOW - timedelta(days=30)
 WORKSPACE = "acme"
-
-
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    engine = engine_for(database_url)
-    ensure_tables(engine)
-    yield engine
-    engine.dispose()
 
 
 @pytest.fixture

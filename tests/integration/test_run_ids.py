@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import UTC, datetime
 
-import pytest
 from sqlalchemy import Engine
 from sqlmodel import Session
 
@@ -13,17 +11,8 @@ from producer import Producer
 from producer.records import Records
 from producer.run_ids import run_id
 from schemas import names
-from schemas.database import engine_for, ensure_tables
 from schemas.tables import Batch
 from tests.given import a_job
-
-
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    engine = engine_for(database_url)
-    ensure_tables(engine)
-    yield engine
-    engine.dispose()
 
 
 def ended(engine: Engine, producer: Producer, *batch_ids: str, pruned: bool = False) -> None:

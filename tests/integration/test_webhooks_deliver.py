@@ -17,7 +17,6 @@ from sqlalchemy.exc import OperationalError
 from sqlmodel import Session, select
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from schemas.database import engine_for, ensure_tables
 from schemas.signing_secrets import rotate
 from schemas.tables import Delivery, RetiredWebhookSecret
 from tests.loopback_http import LoopbackHttp, Told
@@ -85,14 +84,6 @@ def receiver() -> Iterator[Receiver]:
     server.shutdown()
     server.server_close()
     thread.join()
-
-
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    engine = engine_for(database_url)
-    ensure_tables(engine)
-    yield engine
-    engine.dispose()
 
 
 def add(engine: Engine, url: str, *, id_: str = "msg_b1_completed") -> str:

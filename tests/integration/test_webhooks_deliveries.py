@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
@@ -15,7 +15,6 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import SessionTransaction
 from sqlmodel import Session
 
-from schemas.database import engine_for, ensure_tables
 from schemas.signing_secrets import rotate, signing_secret, signing_secrets
 from schemas.tables import Delivery, WebhookSecret
 from worker.webhooks.backlog import Backlog
@@ -25,14 +24,6 @@ from worker.webhooks.deliveries import Deliveries, new_delivery
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 RACERS = 6
 T = TypeVar("T")
-
-
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    engine = engine_for(database_url)
-    ensure_tables(engine)
-    yield engine
-    engine.dispose()
 
 
 def add(engine: Engine, id_: str, *, now: datetime = NOW) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -14,7 +14,7 @@ from sqlalchemy import Engine
 from sqlmodel import Session, select
 
 from producer.webhooks import Webhooks
-from schemas.database import endpoint_locked, engine_for, ensure_tables
+from schemas.database import endpoint_locked
 from schemas.tables import Delivery, WebhookEndpoint
 from tests.loopback_http import Asked, LoopbackHttp, Told
 from tests.processes import until
@@ -34,14 +34,6 @@ NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 URL = "http://hooks.test/"
 # Longer than any test: what hangs does so until the test lets it go.
 TIMEOUT_S = 100.0
-
-
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    engine = engine_for(database_url)
-    ensure_tables(engine)
-    yield engine
-    engine.dispose()
 
 
 def add(engine: Engine, ids: Iterable[str], *, url: str = URL, now: datetime = NOW, workspace: str = "demo") -> None:
@@ -293,7 +285,8 @@ async def worker(engine: Engine, *, capacity: int = 64) -> AsyncIterator[DueWebh
     looking.cancel()
     await in_flight.ended(within_s=0)
     await post.aclose()
-    threads.close()
+    # Not close(): a query that is under way would outlive the engine, and leave its connection open.
+    await asyncio.to_thread(threads._threads.shutdown, cancel_futures=True)
     assert not crashes
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -16,7 +16,6 @@ from standardwebhooks import Webhook
 
 from producer import Producer
 from schemas import JobResult, Status, names
-from schemas.database import engine_for, ensure_tables
 from schemas.tables import Delivery
 from tests.given import WORKSPACE, a_job, a_result, claimed
 from tests.loopback_http import Asked, LoopbackHttp, Told
@@ -95,14 +94,6 @@ class Ending:
             if Webhook(secret).sign(asked.headers["webhook-id"], self.now, asked.body.decode())
             in asked.headers["webhook-signature"].split()
         ]
-
-
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    engine = engine_for(database_url)
-    ensure_tables(engine)
-    yield engine
-    engine.dispose()
 
 
 @pytest.fixture

@@ -107,15 +107,7 @@ class Deliveries:
                 values |= {"state": DeliveryState.FAILED.value}
             case _:
                 assert_never(decision)
-        statement = (
-            update(Delivery)
-            .where(
-                col(Delivery.id) == claimed.id,
-                col(Delivery.attempts) == claimed.attempts,
-                col(Delivery.state) == DeliveryState.PENDING,
-            )
-            .values(**values)
-        )
+        statement = update(Delivery).where(*_is_ours(claimed)).values(**values)
         with endpoint_locked(self._engine, *claimed.endpoint) as connection:
             if connection.execute(statement).rowcount != 1:
                 return False
@@ -130,11 +122,7 @@ class Deliveries:
         """Give the delivery back as if it had not been claimed; False if it was no longer this worker's."""
         statement = (
             update(Delivery)
-            .where(
-                col(Delivery.id) == claimed.id,
-                col(Delivery.attempts) == claimed.attempts,
-                col(Delivery.state) == DeliveryState.PENDING,
-            )
+            .where(*_is_ours(claimed))
             .values(attempts=col(Delivery.attempts) - 1, next_attempt_at=until, claimed_until=None)
         )
         with self._engine.begin() as connection:
@@ -174,6 +162,14 @@ class Deliveries:
             )
         )
         return connection.execute(statement).mappings().one_or_none()
+
+
+def _is_ours(claimed: Claimed) -> tuple[Any, ...]:
+    return (
+        col(Delivery.id) == claimed.id,
+        col(Delivery.attempts) == claimed.attempts,
+        col(Delivery.state) == DeliveryState.PENDING,
+    )
 
 
 def _is_due(delivery_id: str, now: datetime) -> tuple[Any, ...]:
