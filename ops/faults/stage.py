@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from ops.faults.script import Kind
 
-# What the product offers of the list, for the load; the auditors follow what was loaded.
+# Loads that can be left out, to narrow a breach down; the auditors follow what was loaded.
 JOB_WEBHOOKS = True
 RETRIES = True
 
