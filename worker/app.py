@@ -74,7 +74,9 @@ from worker.webhooks.sql_threads import SqlThreads
 from worker.webhooks.unrecorded import UnrecordedContent
 
 # Redis may be away for this many tries, some 40 s, before an operation fails.
-_REDIS_RETRIES = 25
+_REDIS_RETRIES = 80
+# So long that a lease is renewed in time once Redis is back.
+_REDIS_PAUSE_S = 0.5
 _REDIS_CONNECTIONS = 64
 # Without ASSISTQ_THREADS, as in a test of its own; `python -m worker` always says it.
 _DEFAULT_CAPACITY = 64
@@ -186,7 +188,7 @@ class Runtime(Middleware):
             max_connections=2 * capacity + _REDIS_CONNECTIONS,
             socket_timeout=30,
             health_check_interval=30,
-            retry=Retry(ExponentialBackoff(cap=2.0, base=0.05), _REDIS_RETRIES),
+            retry=Retry(ExponentialBackoff(cap=_REDIS_PAUSE_S, base=0.05), _REDIS_RETRIES),
         )
         events = Events(Metrics().on_event, logs.LogSubscriber().on_event)
         clock = Clock()

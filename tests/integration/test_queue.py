@@ -748,6 +748,21 @@ async def test_leases_that_ended_while_nobody_swept_are_given_once_more(
     assert (await queue.sweep()).recovered == 1
 
 
+async def test_a_lease_that_is_about_to_end_when_the_server_is_back_is_given_once_more_too(
+    producer: Producer, queue: JobQueue, redis_client: Redis, server_ms: int
+) -> None:
+    """Its worker tries again only when its pause is over."""
+    producer.enqueue(a_job("j"))
+    held = await claimed(queue)
+    await redis_client.set(names.SWEPT, 1)
+    # Long enough that it cannot end in this test before it is swept.
+    await redis_client.zadd(names.LEASES, {held.id: server_ms + LEASE_S * 1000 - 1})
+    await queue.sweep()
+    lease_ends_ms = await redis_client.zscore(names.LEASES, held.id)
+    assert lease_ends_ms is not None
+    assert lease_ends_ms >= server_ms + LEASE_S * 1000
+
+
 async def test_a_step_that_equals_the_last_one_is_kept_when_its_index_says_that_it_is_another(
     producer: Producer, queue: JobQueue, redis_client: Redis
 ) -> None:

@@ -6,8 +6,9 @@
 -- KEYS[1] aq:leases  KEYS[2] aq:snoozed  KEYS[3] aq:swept, when the last sweep was
 -- ARGV[1] most jobs of each kind to move now, ARGV[2] lease in ms
 --
--- Nobody could renew a lease while this server was away. So after a time without any sweep the
--- leases that ended meanwhile are given once more: a worker that lives keeps its calls in flight.
+-- Nobody could renew a lease while this server was away. So after a time without any sweep every
+-- lease is given once more, also one that has not ended yet: a worker finds the server back only at its
+-- next try, and keeps its calls in flight.
 -- A clock that was set back takes every time that is kept here with it.
 --
 -- A job whose lease ended gets a higher epoch at once, so that whatever its lost worker still
@@ -34,9 +35,10 @@ if now_ms < swept_ms - SET_BACK_MS then
   for _, off in ipairs(redis.call('KEYS', 'aq:off:*')) do
     redis.call('SET', off, redis.call('GET', off) + now_ms - swept_ms, 'KEEPTTL')
   end
-elseif now_ms - swept_ms > tonumber(ARGV[2]) / 2 then
-  for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now_ms)) do
-    redis.call('ZADD', KEYS[1], now_ms + tonumber(ARGV[2]), id)
+elseif now_ms - swept_ms > tonumber(ARGV[2]) / 3 then
+  local until_ms = now_ms + tonumber(ARGV[2])
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', until_ms)) do
+    redis.call('ZADD', KEYS[1], until_ms, id)
   end
 end
 
