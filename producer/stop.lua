@@ -71,18 +71,12 @@ end
 
 local function pause_batch()
   redis.call('HSETNX', batch, 'paused_ms', now_ms)
-  for _, line in ipairs(lines) do
-    unregister_line(line)
-  end
+  unregister_lines(name)
 end
 
 local function resume_batch()
   redis.call('HDEL', batch, 'paused_ms')
-  for _, line in ipairs(lines) do
-    if redis.call('EXISTS', 'aq:line:' .. line) == 1 then
-      register_line(line)
-    end
-  end
+  register_lines(name)
 end
 
 local function cancel_batch()

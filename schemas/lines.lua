@@ -148,6 +148,21 @@ local function unregister_line(line)
   redis.call('ZREM', 'aq:lines:' .. priority .. ':' .. lane_of(route), line)
 end
 
+-- The lines of a batch that have jobs stand with their lanes again, unless something else keeps it still.
+local function register_lines(batch)
+  for _, line in ipairs(redis.call('SMEMBERS', 'aq:linesof:' .. batch)) do
+    if redis.call('EXISTS', 'aq:line:' .. line) == 1 then
+      register_line(line)
+    end
+  end
+end
+
+local function unregister_lines(batch)
+  for _, line in ipairs(redis.call('SMEMBERS', 'aq:linesof:' .. batch)) do
+    unregister_line(line)
+  end
+end
+
 -- Put a job at the tail of its line, or at the head when it comes back.
 local function join_line(line, id, at_head)
   if redis.call(at_head and 'LPUSH' or 'RPUSH', 'aq:line:' .. line, id) == 1 then

@@ -5,6 +5,7 @@ A server that this machine cannot start skips its tests, except in CI (`CI` is s
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import itertools
 import os
@@ -167,6 +168,13 @@ def loopback_provider() -> Iterator[LoopbackProvider]:
 def anyio_backend() -> str:
     """Async tests and fixtures run on asyncio, as the workers do."""
     return "asyncio"
+
+
+@pytest.fixture
+def runner() -> Iterator[asyncio.Runner]:
+    """An event loop for property tests, whose examples share one test's fixtures."""
+    with asyncio.Runner() as runner:
+        yield runner
 
 
 @pytest.fixture

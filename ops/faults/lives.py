@@ -9,7 +9,7 @@ from ops.faults.facts import Exchange
 
 # A reply that was sent whole is in the journal within this long, if nothing is in its way.
 JOURNALED_WITHIN_S = 1.5
-# A worker finds its queue again within this long after it was away (redis-py's back-off ends at 2 s).
+# A worker finds its queue again within this long after it was away (worker/insist.py pauses for up to 2 s).
 FOUND_AGAIN_WITHIN_S = 2.5
 # What a stopped worker was about to send, it sends within this long after it goes on.
 REVIVED_WITHIN_S = 2.0

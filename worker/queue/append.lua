@@ -7,9 +7,10 @@
 -- ARGV[1] epoch, ARGV[2] the step (JSON), ARGV[3] its index from 0, or -1 for "at the end"
 -- ARGV[4] id, ARGV[5] what the step cost in nanos, or '' if it is no call's, ARGV[6] the account that pays for it
 --
--- Returns '' when it stands in the journal, why the job or its batch was called off (cancelled, expired,
--- over_budget) when it does and there should be no other step, 0 when the job is somebody else's. A step that stands there already is not appended twice: the
--- reply to the first call may have been lost. Without an index that is told by an equal last step.
+-- Returns '' when it stands in the journal; why the job or its batch was called off (cancelled, expired,
+-- over_budget) when it does and there should be no other step; 0 when the job is somebody else's. A step that
+-- stands there already is not appended twice: the reply to the first call may have been lost. Without an index
+-- that is told by an equal last step.
 
 local job = redis.call('HMGET', KEYS[1], 'state', 'epoch', 'batch', 'called_off')
 if job[1] ~= 'running' or job[2] ~= ARGV[1] then

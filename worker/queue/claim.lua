@@ -7,9 +7,8 @@
 --
 -- Returns record, attempts, enqueued_ms, now_ms, the lane under whose name it was let out or '', why it is called
 -- off or '', '1' if its batch has a cap or '', how many workers died while they ran it, then the journal; or nil
--- when the hint is stale: the job ended, was released
--- again, or another worker has it. A job whose batch or lane was paused meanwhile goes back to its
--- line. The token lets a claim whose reply was lost be sent again.
+-- when the hint is stale: the job ended, was released again, or another worker has it. A job whose batch or lane
+-- was paused meanwhile goes back to its line. The token lets a claim whose reply was lost be sent again.
 
 local job = redis.call('HMGET', KEYS[1], 'state', 'epoch', 'owner', 'record', 'attempts', 'enqueued_ms', 'batch', 'route',
   'called_off', 'deaths')

@@ -24,11 +24,7 @@ local function end_shortage(batch)
   if redis.call('HDEL', 'aq:batch:' .. batch, 'short_ms') == 0 then
     return
   end
-  for _, line in ipairs(redis.call('SMEMBERS', 'aq:linesof:' .. batch)) do
-    if redis.call('EXISTS', 'aq:line:' .. line) == 1 then
-      register_line(line)
-    end
-  end
+  register_lines(batch)
   redis.call('PUBLISH', 'aq:wake', 'budget')
 end
 

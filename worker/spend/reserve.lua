@@ -46,9 +46,7 @@ end
 
 local function set_batch_aside()
   redis.call('HSET', batch, 'short_ms', now_ms)
-  for _, line in ipairs(redis.call('SMEMBERS', 'aq:linesof:' .. job[3])) do
-    unregister_line(line)
-  end
+  unregister_lines(job[3])
 end
 
 local for_batch, batch_spent = judge(batch, batch_cap)
