@@ -6,7 +6,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from producer.client import BatchHandle, JobHandle, Producer
+    from producer.client import Producer
+from producer.handles import BatchHandle, JobHandle
 
 __all__ = ["BatchHandle", "JobHandle", "Producer"]
 

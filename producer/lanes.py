@@ -6,6 +6,7 @@ from typing import Any, Literal, cast
 
 import redis
 
+from producer.answers import answers, text
 from schemas import names
 from schemas.errors import ProducerError
 from schemas.lane import LaneFault, LaneStatus
@@ -36,25 +37,17 @@ class Lanes:
         """
         if verb == "pause" and kind == "lane" and name.startswith("?"):
             raise ProducerError(f"'{name}' stands for jobs whose lane is not known yet; pause their batch instead")
-        try:
+        with answers():
             waiting = int(cast("int", self._stop(keys=[], args=[verb, kind, name, _OFF_FOR_S])))
-        except redis.RedisError as exc:
-            raise ProducerError(f"Redis does not answer as it should: {exc}") from exc
         if waiting < 0:
             raise ProducerError(f"batch {name} has ended, or is not known to this queue")
         return waiting
 
     def all(self) -> list[LaneStatus]:
         """Return the lanes that have waiting jobs, stand still or are paused, by name; at most 1,000 of them."""
-        try:
+        with answers():
             reports = cast("list[list[Any]]", self._look(keys=[], args=[_LANES_AT_MOST]))
             stored = cast("dict[bytes, bytes]", self._redis.hgetall(names.FAULTS))
-        except redis.RedisError as exc:
-            raise ProducerError(f"Redis does not answer as it should: {exc}") from exc
-        faults = {_text(lane): LaneFault.model_validate_json(fault) for lane, fault in stored.items()}
-        found = [LaneStatus.from_report([_text(value) for value in report], faults) for report in reports]
+        faults = {text(lane): LaneFault.model_validate_json(fault) for lane, fault in stored.items()}
+        found = [LaneStatus.from_report([str(text(value)) for value in report], faults) for report in reports]
         return sorted(found, key=lambda lane: lane.name)
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)

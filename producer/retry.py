@@ -10,7 +10,9 @@ from itertools import chain
 
 from pydantic import ValidationError
 
-from producer.client import BatchHandle, NumberedJob, Producer
+from producer.client import Producer
+from producer.entries import NumberedJob
+from producer.handles import BatchHandle
 from producer.records import Records
 from schemas.batch import BatchStatus, next_retry_id
 from schemas.errors import InputError

@@ -35,9 +35,10 @@ from producer.cli.duration import expiry_option
 from producer.cli.main import Terminated
 from producer.cli.source import Source, read
 from producer.cli.spend import cap_option
-from producer.client import BatchHandle, Producer
+from producer.client import Producer
 from producer.embedded.procfile import DEFAULT_PROCFILE
 from producer.embedded.system import System, running
+from producer.handles import BatchHandle
 from producer.records import Records
 from producer.run_ids import run_id
 from schemas.assistant import AssistantConfig, ProviderKind

@@ -13,7 +13,7 @@ from producer.assistants import Assistants
 from producer.bulk import assistant_file, rows
 from producer.bulk.rows import BadRow, Checked
 from producer.cli.console import say
-from producer.client import RejectedRow
+from producer.entries import RejectedRow
 from producer.written_job import WrittenJob
 from schemas.assistant import AssistantConfig
 from schemas.errors import InputError

@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 from sqlmodel import Session, select
 
 from producer import Producer
-from producer.client import CHUNK_JOBS
+from producer.entries import CHUNK_JOBS
 from producer.lanes import Kind, Verb
 from schemas import InvokeJob, JobRecord, ProducerError, Status, Usage, names
 from schemas.batch import BatchState, end_state

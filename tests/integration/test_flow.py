@@ -22,7 +22,7 @@ from sqlalchemy import Engine, QueuePool, text
 from sqlmodel import Session, select
 
 from producer import Producer
-from producer.client import RejectedRow
+from producer.entries import RejectedRow
 from schemas import JobResult, Message, OutputSpec, ProducerError, Rejection, Status, Usage, database, names
 from schemas.assistant import DEFAULT_MAX_REPAIRS
 from schemas.database import engine_for, ensure_tables

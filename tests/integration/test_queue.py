@@ -13,7 +13,8 @@ import redis
 from redis.asyncio import Redis
 
 from producer import Producer
-from producer.client import CHUNK_JOBS, BatchHandle
+from producer.entries import CHUNK_JOBS
+from producer.handles import BatchHandle
 from schemas import InvokeJob, ProducerError, Status, Usage, names
 from schemas.batch import BatchState
 from schemas.outcome import Code

@@ -12,7 +12,7 @@ from sqlalchemy import Engine
 from sqlmodel import Session
 
 from producer import Producer
-from producer.client import RejectedRow
+from producer.entries import RejectedRow
 from producer.records import Records
 from producer.retry import retry
 from schemas import InputError, InvokeJob, JobRecord, Rejection, Status, names

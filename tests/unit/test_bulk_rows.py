@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from producer.bulk import csv_rows
 from producer.bulk.lines import FIELD_MAX_BYTES, ROW_MAX_BYTES
 from producer.bulk.rows import BAD_ROWS_KEPT, BadRow, check, fingerprint, read_rows, refusal
-from producer.client import _batch_entry
+from producer.entries import batch_entry
 from producer.written_job import WrittenJob
 from schemas import AssistantConfig, InputError, InvokeJob, JobRecord, Message
 from schemas.outcome import Code
@@ -518,7 +518,7 @@ class TestBadRowsOfJsonl:
         if taken:
             (entry,) = read_rows(path, REVIEWS)
             assert isinstance(entry, WrittenJob)
-            assert JobRecord.model_validate_json(_batch_entry(entry, batch_id="b", row=0).record).job == entry.job
+            assert JobRecord.model_validate_json(batch_entry(entry, batch_id="b", row=0).record).job == entry.job
         else:
             assert "not valid JSON: nested too deeply" in problem_of(path)
 
@@ -707,7 +707,7 @@ def test_a_row_is_taken_and_written_exactly_as_a_job_of_the_same_fields_is(tmp_p
         return
     assert isinstance(entry, WrittenJob)
     record = JobRecord(id=f"b-1.{number}", job=job, batch_id="b-1", row=number)
-    as_enqueued = _batch_entry(entry, batch_id="b-1", row=number)
+    as_enqueued = batch_entry(entry, batch_id="b-1", row=number)
     assert as_enqueued.record == record.model_dump_json(exclude_defaults=True, by_alias=True).encode()
     assert as_enqueued[2:] == ("B", job.route, job.workspace, job.thread_id or "", number)
     assert as_enqueued.id == record.id
