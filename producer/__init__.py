@@ -7,13 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from producer.client import Producer
-from producer.handles import BatchHandle, JobHandle
+    from producer.handles import BatchHandle, JobHandle
 
 __all__ = ["BatchHandle", "JobHandle", "Producer"]
 
+_MODULES = {"BatchHandle": "producer.handles", "JobHandle": "producer.handles", "Producer": "producer.client"}
+
 
 def __getattr__(name: str) -> Any:
-    """Load the client when it is first named: a child process of `producer.embedded` needs none of it."""
-    if name in __all__:
-        return getattr(import_module("producer.client"), name)
+    """Load a name when it is first used.
+
+    `assistq` has to be ready for Ctrl-C before anything that takes time is loaded, and a child process of
+    `producer.embedded` needs none of it.
+    """
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'producer' has no attribute {name!r}")
