@@ -30,6 +30,8 @@ DEFAULT_MAX_REPAIRS = 2
 INSTRUCTIONS_MAX_CHARS = 16_384
 DESCRIPTION_MAX_CHARS = 256
 INLINE_NAME_MAX_CHARS = 64
+# What stands behind the workspace in the address that all its inline assistants have.
+INLINE_PATH = "/inline/inline"
 
 
 class TemplateMessage(BaseModel):
@@ -98,7 +100,7 @@ class AssistantConfig(Parameters):
         if self.provider == "openai":
             if self.provider_assistant is not None:
                 raise ValueError("`provider_assistant` needs a `provider` that hosts assistants")
-            if not self.instructions and not self.template:
+            if not self.instructions and not self.template and not self.assistant.endswith(INLINE_PATH):
                 raise ValueError("an assistant needs `instructions`, a `template`, or both")
         elif self.provider_assistant is None and (self.provider != "langdock" or not self.instructions):
             raise ValueError(f"provider {self.provider} needs `provider_assistant`, the assistant's id there")
@@ -116,13 +118,16 @@ class AssistantConfig(Parameters):
 
 
 class InlineAssistant(BaseModel):
-    """An assistant that a job brings along instead of naming a stored one (Langdock's temporary assistant)."""
+    """An assistant that a job brings along instead of naming a stored one (Langdock's temporary assistant).
+
+    Without `instructions` the job's own messages say all, as in a plain chat completion.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     workspace: Workspace
     name: str = Field(min_length=1, max_length=INLINE_NAME_MAX_CHARS)
-    instructions: str = Field(min_length=1, max_length=INSTRUCTIONS_MAX_CHARS)
+    instructions: str = Field(default="", max_length=INSTRUCTIONS_MAX_CHARS)
     description: str = Field(default="", max_length=DESCRIPTION_MAX_CHARS)
     temperature: float | None = Field(default=None, ge=0, le=1)
     model: str | None = Field(default=None, min_length=1, max_length=200)
@@ -137,7 +142,7 @@ class InlineAssistant(BaseModel):
     def to_config(self) -> AssistantConfig:
         """Return it as a configuration that has no address of its own."""
         return AssistantConfig(
-            assistant=f"{self.workspace}/inline/inline",
+            assistant=self.workspace + INLINE_PATH,
             description=self.description,
             instructions=self.instructions,
             temperature=self.temperature,

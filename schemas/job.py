@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
-from schemas.assistant import Address, Environment, InlineAssistant, TemplateMessage, workspace_of
+from schemas.assistant import INLINE_PATH, Address, Environment, InlineAssistant, TemplateMessage, workspace_of
 from schemas.chat import Message
 from schemas.errors import InputError
 from schemas.outcome import Code
@@ -19,6 +19,8 @@ from schemas.webhook import checked_url
 Identifier = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@-]{0,199}$")]
 MetadataValue = str | int | float | bool
 Priority = Literal["interactive", "batch"]
+# What the caller is told: how the job ended; the messages of its turn too; each token too, as it comes.
+Tell = Literal["end", "turn", "stream"]
 
 METADATA_KEY_MAX_CHARS = 64
 # How Redis's scripts name priorities (schemas/lines.lua).
@@ -35,7 +37,12 @@ class InvokeJob(Parameters):
     workspace's jobs those with `priority` `interactive` run first; without one a single job is
     interactive, and a batch's is `batch`.
 
-    `webhook` is told how the job ended, once it has.
+    `webhook` is told how the job ended, once it has. `tell` is what its caller is told beside that:
+    `turn` the messages of its turn too, in the result, `stream` also each token as it comes (schemas/stream.py).
+
+    A job without a `thread_id` begins a thread of its own unless `keep_thread` is False. `strict_variables`
+    overrides the assistant's: with False a variable that is missing renders empty, and a template of the job
+    that does not parse is sent as it is.
 
     With `do_not_record` (also `doNotRecord`) the job's row keeps ids, times, usage and
     status, and no content; its thread keeps the messages if the job names one.
@@ -59,6 +66,9 @@ class InvokeJob(Parameters):
     priority: Priority | None = None
     do_not_record: bool = Field(default=False, alias="doNotRecord")
     webhook: str | None = Field(default=None, max_length=2048)
+    tell: Tell = "end"
+    keep_thread: bool = True
+    strict_variables: bool | None = None
 
     @field_validator("webhook")
     @classmethod
@@ -99,7 +109,7 @@ class InvokeJob(Parameters):
     @property
     def address(self) -> str:
         """Return the assistant's address; an inline one has a common address in its workspace."""
-        return self.assistant or f"{self.workspace}/inline/inline"
+        return self.assistant or self.workspace + INLINE_PATH
 
     @property
     def route(self) -> str:

@@ -9,6 +9,7 @@ server's clock.
 | `aq:job:<job>` | hash | one job that has not ended: `record` (JSON of JobRecord), `state` (waiting, released, running, snoozed, blocked), `epoch`, `priority` (I, B), `route`, `batch`, `thread`, `enqueued_ms`; once they matter `owner` (the claim's token), `attempts`, `called_off` (why it ends without a call), `deaths` (leases that ended while it ran); while it makes a call under a cap `held_nano`, `held_on`, `held_sent` (worker/spend/reservation.lua) |
 | `aq:journal:<job>` | list | the job's finished steps, JSON, oldest first |
 | `aq:result:<job>` | string | JSON of JobResult; kept RESULT_TTL_S after the end; of a job that is not to be recorded UNRECORDED_RESULT_TTL_S, and with a webhook as long before as that takes (worker/webhooks/unrecorded.py) |
+| `aq:parts:<job>` | stream | what is told of a running job whose caller asked for each token, JSON of schemas/stream.py in the field `part`; gone PARTS_TTL_S after the last one |
 | `aq:line:<line>` | list | waiting jobs of one batch, priority and assistant, head runs first; `<line>` is JobRecord.line |
 | `aq:routes` | hash | what decides a job's lane (InvokeJob.route) -> that lane, as workers found it |
 | `aq:ring`, `aq:lanes:…`, `aq:lines:…`, `aq:ring:left`, `aq:ring:now`, `aq:turn` | | whose turn it is: workspaces, their lanes, their lines; see schemas/lines.lua |
@@ -80,6 +81,8 @@ WAKE_CHANNEL = f"{PREFIX}:wake"
 
 # handle.result() finds a finished job for this long; SQL keeps it until it is pruned.
 RESULT_TTL_S = 24 * 60 * 60
+# What was streamed of a job waits so long for a slow reader.
+PARTS_TTL_S = 10 * 60
 # The result of a job that is not to be recorded: as long as its caller may need to fetch it.
 UNRECORDED_RESULT_TTL_S = 60
 
@@ -99,8 +102,13 @@ def result(job_id: str) -> str:
     return f"{PREFIX}:result:{job_id}"
 
 
+def parts(job_id: str) -> str:
+    """Return the key of the stream of what is told of a running job."""
+    return f"{PREFIX}:parts:{job_id}"
+
+
 def done_channel(job_id: str) -> str:
-    """Return the channel on which a job's end is published."""
+    """Return the channel on which a job's end is published, and that there is more in its stream of parts."""
     return f"{PREFIX}:done:{job_id}"
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from schemas.chat import ToolCall
+from schemas.chat import Message, ToolCall
 from schemas.outcome import Status
 
 
@@ -19,7 +19,8 @@ class JobResult(BaseModel):
     `requests` that the job made; `cost_nano` is what they cost (schemas/money.py),
     0 without a price. `attempts` counts tries, the successful one included.
     `tool_calls` wait for the caller's answers; `choices` are the texts of all choices where
-    more than one was asked for; `retrieved` are passages that a hosted assistant used.
+    more than one was asked for; `retrieved` are passages that a hosted assistant used. `turn` are the messages
+    of a job that asked for them (InvokeJob.tell): its own, then what was said; only Redis keeps them.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -46,6 +47,7 @@ class JobResult(BaseModel):
     tool_calls: tuple[ToolCall, ...] = ()
     choices: tuple[str, ...] = ()
     retrieved: tuple[dict[str, Any], ...] = ()
+    turn: tuple[Message, ...] = ()
     finished_at: datetime
 
     @property
@@ -57,7 +59,9 @@ class JobResult(BaseModel):
         """Return the ids, times, usage and status alone: what is kept of a job that is not to be recorded."""
         nothing: tuple[Any, ...] = ()
         content = {"output": None, "error": None, "raw_reply": None}
-        return self.model_copy(update={**content, "tool_calls": nothing, "choices": nothing, "retrieved": nothing})
+        return self.model_copy(
+            update={**content, "tool_calls": nothing, "choices": nothing, "retrieved": nothing, "turn": nothing}
+        )
 
 
 class KeptResult(JobResult):

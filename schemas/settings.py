@@ -33,6 +33,10 @@ class Settings(BaseSettings):
     `max_kills` times ends as failed. A shutdown gives calls in flight `shutdown_grace_s` seconds. What
     ended longer than `retention_days` ago is deleted; None keeps it for ever. The secrets that tools name are
     variables of their own, `ASSISTQ_SECRET_<NAME>` (tool_secrets).
+
+    The gateway listens on `http_host` and `http_port` (0: any that is free). A caller waits for a job's end
+    for `http_timeout_s` at most; bodies have at most `http_max_body_bytes`, uploaded files
+    `http_max_upload_bytes`. `http_cors_origins` lists, with commas, the web origins that may call it.
     """
 
     model_config = SettingsConfigDict(env_prefix="ASSISTQ_", frozen=True, extra="ignore", env_ignore_empty=True)
@@ -61,6 +65,10 @@ class Settings(BaseSettings):
     threads: int | None = Field(default=None, ge=1, le=4096)
     http_host: str = "127.0.0.1"
     http_port: int = Field(default=8700, ge=0, le=65_535)
+    http_timeout_s: float = Field(default=600.0, gt=0, le=86_400, allow_inf_nan=False)
+    http_max_body_bytes: int = Field(default=16 * 1024 * 1024, ge=1024)
+    http_max_upload_bytes: int = Field(default=512 * 1024 * 1024, ge=1024)
+    http_cors_origins: str = ""
     metrics_port: int = Field(default=9191, ge=0, le=65_535)
     data_dir: Path = Path(".assistq")
     provider_timeout_s: float = Field(default=120.0, gt=0)

@@ -8,7 +8,19 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Column, DateTime, Index, Text, TypeDecorator, UniqueConstraint, false, text
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Column,
+    DateTime,
+    Index,
+    LargeBinary,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+    false,
+    text,
+)
 from sqlmodel import Field, SQLModel
 
 from schemas.outcome import Status
@@ -135,7 +147,9 @@ class Job(SQLModel, table=True):
 
     def result(self) -> JobResult:
         """Return what the row says of the job's end."""
-        values = {name: getattr(self, name) for name in JobResult.model_fields if name not in ("job_id", "status")}
+        values = {
+            name: getattr(self, name) for name in JobResult.model_fields if name not in ("job_id", "status", "turn")
+        }
         for name in ("tool_calls", "choices", "retrieved"):
             values[name] = tuple(values[name] or ())
         return JobResult(job_id=self.id, status=Status(self.status), **values)
@@ -150,7 +164,11 @@ class Thread(SQLModel, table=True):
     id: str = Field(primary_key=True)
     # What hosted assistants call this conversation: provider name -> thread or session id.
     provider_refs: dict[str, str] = Field(sa_column=Column(JSON, nullable=False))
+    # What its owner keeps with it, over HTTP; a thread that was deleted is gone for everybody but pruning.
+    thread_metadata: Any = Field(default=None, sa_column=Column("metadata", JSON(none_as_null=True)))
+    create_log: bool | None = None
     created_at: datetime = Field(sa_type=UtcDateTime)
+    deleted_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
 
 
 class ThreadMessage(SQLModel, table=True):
@@ -170,7 +188,9 @@ class ThreadMessage(SQLModel, table=True):
     role: str
     content: str = Field(sa_type=StoredText)
     message: dict[str, Any] = Field(sa_column=Column(StoredJson, nullable=False))
+    message_metadata: Any = Field(default=None, sa_column=Column("metadata", JSON(none_as_null=True)))
     created_at: datetime = Field(sa_type=UtcDateTime)
+    deleted_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
 
 
 class Batch(SQLModel, table=True):
@@ -292,3 +312,55 @@ class Delivery(SQLModel, table=True):
     created_at: datetime = Field(sa_type=UtcDateTime)
     replayed_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
     delivered_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+
+
+class ApiKey(SQLModel, table=True):
+    """A key to the HTTP gateway. Of its secret only a hash is kept; `hint` is how a person tells it from others.
+
+    `assistants` are the addresses that are shared with it, None all of its workspace. `rpm` bounds its
+    requests a minute, None does not.
+    """
+
+    __tablename__ = "api_keys"
+
+    id: str = Field(primary_key=True)
+    workspace: str = Field(index=True)
+    name: str = Field(sa_type=StoredText)
+    hint: str
+    secret_hash: str
+    scopes: list[str] = Field(sa_column=Column(JSON, nullable=False))
+    assistants: Any = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
+    rpm: int | None = None
+    created_at: datetime = Field(sa_type=UtcDateTime)
+    expires_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    revoked_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+
+
+class StoredFile(SQLModel, table=True):
+    """A file that came or goes over HTTP; its bytes are its chunks, in order.
+
+    `text` is what could be read out of an attachment, None for images. A deleted one keeps no chunks.
+    """
+
+    __tablename__ = "files"
+
+    id: str = Field(primary_key=True)
+    workspace: str = Field(index=True)
+    purpose: str
+    filename: str = Field(sa_type=StoredText)
+    mime_type: str = Field(sa_type=StoredText)
+    size_bytes: int = Field(sa_type=BigInteger)
+    text: str | None = Field(default=None, sa_type=StoredText)
+    created_at: datetime = Field(sa_type=UtcDateTime, index=True)
+    expires_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    deleted_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+
+
+class FileChunk(SQLModel, table=True):
+    """Up to 1 MiB of a stored file."""
+
+    __tablename__ = "file_chunks"
+
+    file_id: str = Field(primary_key=True)
+    position: int = Field(primary_key=True)
+    content: bytes = Field(sa_type=LargeBinary)

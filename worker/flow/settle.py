@@ -49,6 +49,7 @@ def result_of(
         attempts=claimed.attempts + tried,
         choices=(last.content, *last.alternatives) if last and last.alternatives else (),
         retrieved=last.retrieved if last else (),
+        turn=turn(record.job.messages, steps) if record.job.tell != "end" and isinstance(outcome, Succeeded) else (),
         finished_at=now,
         **_end(outcome),
     )
@@ -77,7 +78,8 @@ def _thread_id(claimed: Claimed, outcome: Final) -> str | None:
     job = claimed.record.job
     if job.thread_id is not None:
         return job.thread_id
-    return f"thread_{claimed.record.id}" if isinstance(outcome, Succeeded) and not job.do_not_record else None
+    begins_one = isinstance(outcome, Succeeded) and job.keep_thread and not job.do_not_record
+    return f"thread_{claimed.record.id}" if begins_one else None
 
 
 def _end(outcome: Final) -> dict[str, Any]:

@@ -142,7 +142,7 @@ def _message_values(key: _ThreadKey, settlement: Settlement, *, first: int) -> l
 def _job_values(settlement: Settlement) -> dict[str, Any]:
     record = settlement.record
     result = settlement.result.without_content() if record.job.do_not_record else settlement.result
-    values: dict[str, Any] = result.model_dump(mode="python", exclude={"job_id", "status"})
+    values: dict[str, Any] = result.model_dump(mode="python", exclude={"job_id", "status", "turn"})
     for name in ("tool_calls", "choices", "retrieved"):
         values[name] = list(values[name]) or None
     return {

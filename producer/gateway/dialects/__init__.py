@@ -1,0 +1,1 @@
+"""A file for each dialect: routes, request models, answers."""

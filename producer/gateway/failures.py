@@ -1,0 +1,46 @@
+"""From a job that did not succeed to the problem that its caller is told."""
+
+from __future__ import annotations
+
+from producer.gateway.problem import Kind, Problem
+from schemas.outcome import Code, Status
+from schemas.result import JobResult
+
+_KINDS = {
+    Code.BAD_ROW: Kind.BAD_REQUEST,
+    Code.ASSISTANT_UNKNOWN: Kind.NOT_FOUND,
+    Code.MISSING_VARIABLE: Kind.BAD_REQUEST,
+    Code.BAD_TEMPLATE: Kind.BAD_REQUEST,
+    Code.NOTHING_TO_SEND: Kind.BAD_REQUEST,
+    Code.TOO_LARGE_FOR_LIMIT: Kind.BAD_REQUEST,
+    Code.CONTEXT_LENGTH: Kind.BAD_REQUEST,
+    Code.REQUEST_REFUSED: Kind.BAD_REQUEST,
+    Code.CONTENT_FILTER: Kind.BAD_REQUEST,
+    Code.REFUSED_BY_MODEL: Kind.BAD_REQUEST,
+    Code.TOOL_ANSWERS_MISSING: Kind.BAD_REQUEST,
+    Code.MODEL_UNKNOWN: Kind.NOT_FOUND,
+    Code.BATCH_BUDGET: Kind.OVER_BUDGET,
+    Code.WORKSPACE_BUDGET: Kind.OVER_BUDGET,
+    Code.NO_PRICE: Kind.OVER_BUDGET,
+    Code.INTERNAL_ERROR: Kind.INTERNAL,
+    Code.KILLED_WORKERS: Kind.INTERNAL,
+    Code.PROVIDER_NOT_CONFIGURED: Kind.UNAVAILABLE,
+    Code.PROVIDER_UNREACHABLE: Kind.UNAVAILABLE,
+    Code.KEY_REFUSED: Kind.UNAVAILABLE,
+    Code.QUOTA_EXHAUSTED: Kind.UNAVAILABLE,
+}
+
+
+def failure(result: JobResult) -> Problem:
+    """Return why the job has no answer; what is not the caller's to mend is the provider's failure."""
+    if result.status is Status.CANCELLED:
+        return Problem(Kind.CONFLICT, f"job {result.job_id} was cancelled", code="cancelled")
+    if result.status is Status.EXPIRED:
+        return Problem(Kind.TIMED_OUT, f"job {result.job_id} expired before it could run", code="expired")
+    code = result.error_code or Code.INTERNAL_ERROR
+    return Problem(kind_of(code), result.error or f"job {result.job_id} ended as {result.status}", code=code)
+
+
+def kind_of(code: str) -> Kind:
+    """Return the kind of problem that a job's reason code is."""
+    return _KINDS.get(Code(code), Kind.PROVIDER_FAILED)

@@ -1,0 +1,25 @@
+"""Fixtures of the gateway's tests: one gateway and one worker for each file of tests."""
+
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from tests.at_work import Scene, Works, scene, works
+from tests.served_gateway import ServedGateway
+
+__all__ = ["client", "gateway", "scene", "works"]
+
+
+@pytest.fixture(scope="module")
+def gateway(works: Works) -> Iterator[ServedGateway]:
+    """The gateway in front of the worker."""
+    with ServedGateway(works) as served:
+        yield served
+
+
+@pytest.fixture
+def client(gateway: ServedGateway, scene: Scene) -> Iterator[httpx.Client]:
+    """A client with a key of the scene's workspace, which may do all."""
+    with gateway.client(scene.workspace) as client:
+        yield client

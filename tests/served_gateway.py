@@ -1,0 +1,77 @@
+"""The real gateway, `python -m producer.gateway`, in front of a worker at work (at_work.Works)."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+
+from producer.gateway.keys import ApiKeys
+from tests.at_work import ROOT, Works
+from tests.processes import until
+
+
+class ServedGateway:
+    """The gateway's process; its keys are made straight in the database."""
+
+    def __init__(self, works: Works, **settings: str) -> None:
+        self.works = works
+        self._settings = settings
+        self.log = Path(works.directory) / "gateway.log"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        self.keys = ApiKeys(self.works.engine)
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        self.stop()
+        if exc[0] is None:
+            assert "Traceback" not in self.said, self.said
+
+    def start(self) -> None:
+        """Start the process, and wait until it listens."""
+        self.log.unlink(missing_ok=True)
+        environment = {**self.works.environment, "ASSISTQ_HTTP_PORT": "0", **self._settings}
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "producer.gateway"],
+                cwd=ROOT,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        process = self.process
+        until(lambda: "gateway: http" in self.said or process.poll() is not None, what="the gateway listens")
+        assert process.poll() is None, self.said
+        self.url = self.said.split("gateway: ")[1].split()[0]
+
+    def stop(self) -> None:
+        """End the process as a process manager does, and wait for its end."""
+        if self.process is not None:
+            self.process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(15)
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+    @property
+    def said(self) -> str:
+        """Return what it wrote to its log."""
+        return self.log.read_text("utf-8", errors="replace") if self.log.exists() else ""
+
+    def key(self, workspace: str, **values: Any) -> str:
+        """Return a new key of the workspace, as its owner sends it."""
+        return self.keys.create(workspace, **values).text
+
+    def client(self, workspace: str, **values: Any) -> httpx.Client:
+        """Return a client that sends a new key of the workspace; the test closes it."""
+        headers = {"authorization": f"Bearer {self.key(workspace, **values)}"}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=60, trust_env=False)
