@@ -27,12 +27,12 @@ from redis import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 
-from schemas import names
+from schemas import logs, names
 from schemas.assistant import ProviderKind
 from schemas.database import engine_for, ensure_tables
 from schemas.lane_config import LaneConfig
 from schemas.settings import Settings
-from worker import actors, logs
+from worker import actors
 from worker.admission.admission import Admission
 from worker.admission.drainer import Drainer
 from worker.admission.releases import Releases
@@ -47,6 +47,7 @@ from worker.intake import BoundedBroker
 from worker.limits.estimate_exchange import EstimateExchange
 from worker.limits.learned import Estimates
 from worker.limits.redis_limiter import HOLD_S, RedisLimiter
+from worker.logs import LogSubscriber
 from worker.metrics import Metrics
 from worker.parent import die_with_parent, heed_first_signal
 from worker.providers.agent_endpoint import AgentEndpoint
@@ -190,7 +191,7 @@ class Runtime(Middleware):
             health_check_interval=30,
             retry=Retry(ExponentialBackoff(cap=_REDIS_PAUSE_S, base=0.05), _REDIS_RETRIES),
         )
-        events = Events(Metrics().on_event, logs.LogSubscriber().on_event)
+        events = Events(Metrics().on_event, LogSubscriber().on_event)
         clock = Clock()
         queue = JobQueue(redis, events)
         leases = Leases(queue, events)

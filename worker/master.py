@@ -14,9 +14,8 @@ import structlog
 from dramatiq.cli import HANDLED_SIGNALS, make_argument_parser
 from dramatiq.cli import main as dramatiq_main
 
-from schemas import names
+from schemas import logs, names
 from schemas.settings import Settings
-from worker import logs
 from worker.shutdown import MASTER_CLOSE_WITHIN_S, Shutdown
 
 _LOOK_EVERY_S = 1.0

@@ -27,12 +27,11 @@ from pydantic import ValidationError
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from schemas import names
+from schemas import logs, names
 from schemas.errors import InputError
 from schemas.lane import LaneFault, LaneStatus
 from schemas.scripts import read_script
 from schemas.settings import Settings
-from worker import logs
 from worker.limits import turns
 
 HOST = "127.0.0.1"

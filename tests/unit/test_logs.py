@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from schemas.logs import MASK, MAX_FIELD_CHARS, SecretMask
 from schemas.settings import Settings
-from worker.logs import MASK, MAX_FIELD_CHARS, SecretMask
 
 ROOT = Path(__file__).resolve().parents[2]
 CANARY = "CANARYvalue"
@@ -29,7 +29,7 @@ SECRETS = {
 
 def lines_of(script: str, **settings: str) -> list[dict[str, Any]]:
     """Run the script after `configure()`; return its stderr, each line parsed."""
-    prelude = "from schemas.settings import Settings\nfrom worker import logs\nlogs.configure(Settings.from_env())\n"
+    prelude = "from schemas.settings import Settings\nfrom schemas import logs\nlogs.configure(Settings.from_env())\n"
     ended = subprocess.run(
         [sys.executable, "-c", prelude + script],
         env={**os.environ, "PYTHONPATH": str(ROOT), **settings},
@@ -102,7 +102,7 @@ def test_an_exception_is_one_line_with_its_traceback() -> None:
 def test_every_event_of_the_core_is_a_line_with_its_ids_and_level() -> None:
     lines = lines_of(
         "from tests.unit.test_metrics import ONE_OF_EACH\n"
-        "subscriber = logs.LogSubscriber()\n"
+        "from worker.logs import LogSubscriber\nsubscriber = LogSubscriber()\n"
         "for event in ONE_OF_EACH: subscriber.on_event(event)\n",
         ASSISTQ_LOG_LEVEL="DEBUG",
     )
@@ -146,7 +146,8 @@ def test_no_canary_gets_into_the_logs() -> None:
         "    try: raise RuntimeError('cannot use ' + value) from ValueError(value)\n"
         "    except RuntimeError: log.exception('failed'); logging.getLogger('lib').exception('failed')\n"
         "    from worker.events import ServiceFault\n"
-        "    logs.LogSubscriber().on_event(ServiceFault('sql', value))\n"
+        "    from worker.logs import LogSubscriber\n"
+        "    LogSubscriber().on_event(ServiceFault('sql', value))\n"
         f"log.info('x', password='{CANARY}', api_key='{CANARY}', headers={{'Authorization': '{CANARY}'}})\n"
         "log.info('/'.join([settings.redis_url.get_secret_value(), 'x']))\n"
         f"log.info('{CANARY}/redis')\n"
@@ -233,7 +234,7 @@ import logging
 import dramatiq
 from dramatiq.brokers.stub import StubBroker
 from schemas.settings import Settings
-from worker import logs
+from schemas import logs
 logs.configure(Settings.from_env())
 dramatiq.set_broker(StubBroker())
 logging.getLogger("app").warning("imported two\\nlines")
@@ -243,7 +244,7 @@ LAUNCH = """
 import sys
 from dramatiq import cli
 from schemas.settings import Settings
-from worker import logs
+from schemas import logs
 logs.configure(Settings.from_env())
 args = ["logged_app", "--processes", "2", "--threads", "1", "--skip-logging", "--path", sys.argv[1]]
 args += ["--fork-function", "worker.metrics_server:serve"]
