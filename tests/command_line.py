@@ -32,6 +32,7 @@ BASE_ENVIRONMENT = {
     "ASSISTQ_RPM": "60000",
     "ASSISTQ_TPM": "100000000",
     "ASSISTQ_METRICS_PORT": "0",
+    "ASSISTQ_HTTP_PORT": "0",
     # The receivers of webhooks are on this machine.
     "ASSISTQ_PRIVATE_NETWORK_WORKSPACES": "demo",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from contextlib import suppress
@@ -32,6 +33,7 @@ class ServedGateway:
     def __exit__(self, *exc: Any) -> None:
         self.stop()
         if exc[0] is None:
+            assert not self.logged("request_crashed"), self.said
             assert "Traceback" not in self.said, self.said
 
     def start(self) -> None:
@@ -48,9 +50,10 @@ class ServedGateway:
                 stderr=log,
             )
         process = self.process
-        until(lambda: "gateway: http" in self.said or process.poll() is not None, what="the gateway listens")
+        until(lambda: "gateway_listening" in self.said or process.poll() is not None, what="the gateway listens")
         assert process.poll() is None, self.said
-        self.url = self.said.split("gateway: ")[1].split()[0]
+        (listening,) = self.logged("gateway_listening")
+        self.url = listening["url"]
 
     def stop(self) -> None:
         """End the process as a process manager does, and wait for its end."""
@@ -66,6 +69,11 @@ class ServedGateway:
     def said(self) -> str:
         """Return what it wrote to its log."""
         return self.log.read_text("utf-8", errors="replace") if self.log.exists() else ""
+
+    def logged(self, event: str) -> list[dict[str, Any]]:
+        """Return the events of this name that it logged so far."""
+        lines = [line for line in self.said.splitlines() if line.startswith("{") and line.endswith("}")]
+        return [each for each in map(json.loads, lines) if each["event"] == event]
 
     def key(self, workspace: str, **values: Any) -> str:
         """Return a new key of the workspace, as its owner sends it."""

@@ -36,7 +36,7 @@ from producer.cli.main import Terminated
 from producer.cli.source import Source, read
 from producer.cli.spend import cap_option
 from producer.client import Producer
-from producer.embedded.procfile import DEFAULT_PROCFILE
+from producer.embedded.procfile import WORKER
 from producer.embedded.system import System, running
 from producer.handles import BatchHandle
 from producer.records import Records
@@ -61,7 +61,6 @@ PATIENCE_S = 60.0
 _WEBHOOK_PATIENCE_S = 30.0
 _LOOK_EVERY_S = 0.25
 _OTHERS_TOLD = 3
-_WORKER = DEFAULT_PROCFILE.partition(":")[2].strip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +193,7 @@ def _run_batch(
         )
     with running(
         settings,
-        commands={"worker": _WORKER},
+        commands={"worker": WORKER},
         say=say,
         log_dir=settings.data_dir / "log",
         needs_model=kind == "openai",

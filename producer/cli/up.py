@@ -49,6 +49,8 @@ def up() -> None:
         say(f"  provider  {provider}, model {system.endpoint.model or 'as each assistant says'}")
         limits = f"{settings.rpm:,} requests and {settings.tpm:,} tokens a minute for each lane"
         say(f"  limits    {limits}" + (f", unless {lanes.file} says otherwise" if lanes.file else ""))
+        if settings.http_port and any("producer.gateway" in command for command in found.commands.values()):
+            say(f"  gateway   http://{settings.http_host}:{settings.http_port} (keys: `assistq keys create WORKSPACE`)")
         say(f"  metrics   http://127.0.0.1:{settings.metrics_port}/metrics")
         try:
             while True:

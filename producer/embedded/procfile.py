@@ -11,8 +11,9 @@ from honcho.environ import PROCFILE_LINE, parse_procfile
 
 from schemas.errors import InputError
 
+WORKER = "python -m worker"
 # What an installed wheel runs, which has no repository beside it. Equal to the file.
-DEFAULT_PROCFILE = "worker: python -m worker\n"
+DEFAULT_PROCFILE = f"worker: {WORKER}\ngateway: python -m producer.gateway\n"
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,39 +4,40 @@ from __future__ import annotations
 
 import sys
 
-import uvicorn
+from sqlalchemy.exc import SQLAlchemyError
 
+from producer.client import Producer
 from producer.gateway.app import create_app
+from producer.gateway.server import serve
+from schemas import logs
+from schemas.database import engine_for, ensure_tables
 from schemas.errors import AssistqError
 from schemas.settings import Settings
 
 
-class Server(uvicorn.Server):
-    """Says where it listens once it does: port 0 is any that is free."""
-
-    async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
-        """Start, then say so on stderr."""
-        await super().startup(sockets)  # type: ignore[arg-type]
-        if self.started:
-            host, port = self.servers[0].sockets[0].getsockname()[:2]
-            print(f"gateway: http://{host}:{port}", file=sys.stderr, flush=True)  # noqa: T201 - a command says it
-
-
 def main() -> None:
-    """Serve."""
+    """Serve; exit with 1 where that is not possible."""
     try:
         settings = Settings.from_env()
-        config = uvicorn.Config(
-            create_app(settings),
-            host=settings.http_host,
-            port=settings.http_port,
-            access_log=False,
-            log_level="warning",
-            timeout_graceful_shutdown=int(settings.shutdown_grace_s),
-        )
-        Server(config).run()
+        _refuse_what_is_not_there(settings)
     except AssistqError as exc:
-        sys.exit(f"error: {exc}")
+        sys.exit(f"gateway: {exc}")
+    logs.configure(settings)
+    if not serve(create_app(settings), settings):
+        sys.exit(1)
+
+
+def _refuse_what_is_not_there(settings: Settings) -> None:
+    """Raise AssistqError where the queue or the database cannot be used: one line, before anything is served."""
+    Producer.from_settings(settings).close()
+    engine = engine_for(settings.effective_database_url)
+    try:
+        ensure_tables(engine)
+    except (SQLAlchemyError, OSError) as exc:
+        why = " ".join(str(getattr(exc, "orig", None) or exc).split())
+        raise AssistqError(f"the database cannot be used: {why}; check ASSISTQ_DATABASE_URL") from exc
+    finally:
+        engine.dispose()
 
 
 if __name__ == "__main__":

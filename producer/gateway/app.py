@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from prometheus_client import CollectorRegistry
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
+from producer.gateway import observed
 from producer.gateway.bodies import Dialect, dialect_of, error_response
 from producer.gateway.dialects import openai_chat
+from producer.gateway.limits import BodyLimits
+from producer.gateway.observed import Observed
 from producer.gateway.parts import opened
 from producer.gateway.problem import Fault, Kind, Problem
 from schemas.settings import Settings
 
-log = logging.getLogger(__name__)
+_log = structlog.get_logger("assistq.gateway")
 
 # Each answers for its own paths; Langtail's, which begin with a workspace's name, come last.
-ROUTERS = (openai_chat.router,)
+ROUTERS = (observed.router, openai_chat.router)
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -34,6 +39,18 @@ def create_app(settings: Settings) -> FastAPI:
             yield
 
     app = FastAPI(title="assistq", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.registry = CollectorRegistry()
+    # The last that is added is the first that a request meets.
+    origins = [origin.strip() for origin in settings.http_cors_origins.split(",") if origin.strip()]
+    if origins:
+        app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
+    app.add_middleware(
+        BodyLimits,
+        max_body_bytes=settings.http_max_body_bytes,
+        max_upload_bytes=settings.http_max_upload_bytes,
+        patience_s=settings.http_patience_s,
+    )
+    app.add_middleware(Observed, registry=app.state.registry)
     for router in ROUTERS:
         app.include_router(router)
     app.add_exception_handler(Problem, _on_problem)
@@ -59,7 +76,7 @@ async def _on_http_exception(request: Request, error: Any) -> JSONResponse:
 
 
 async def _on_crash(request: Request, error: Exception) -> JSONResponse:
-    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    _log.error("request_crashed", method=request.method, exc_info=error)
     problem = Problem(Kind.INTERNAL, "the gateway failed on this request; its log says why")
     return error_response(dialect_of(request.url.path), problem)
 

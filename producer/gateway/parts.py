@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -13,7 +14,9 @@ from fastapi import Request
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
-from sqlalchemy import Engine
+from redis.exceptions import RedisError
+from sqlalchemy import Engine, text
+from sqlalchemy.exc import SQLAlchemyError
 
 from producer.assistants import Assistants
 from producer.client import Producer
@@ -29,6 +32,7 @@ Found = TypeVar("Found")
 
 # As many as the engine has connections.
 _THREADS = 20
+ANSWERS_WITHIN_S = 2.0
 _REDIS_CONNECTIONS = 256
 
 
@@ -47,9 +51,32 @@ class Parts:
     calls: Calls
     threads: CapacityLimiter
 
+    async def queue_answers(self) -> bool:
+        """Return whether the queue answers within ANSWERS_WITHIN_S."""
+        try:
+            async with asyncio.timeout(ANSWERS_WITHIN_S):
+                return bool(await self.redis.ping())
+        except (RedisError, TimeoutError):
+            return False
+
+    async def database_answers(self) -> bool:
+        """Return whether the database answers within ANSWERS_WITHIN_S."""
+        try:
+            async with asyncio.timeout(ANSWERS_WITHIN_S):
+                await self.in_thread(self._ask_database)
+        except (SQLAlchemyError, TimeoutError):
+            return False
+        return True
+
+    def _ask_database(self) -> None:
+        with self.engine.connect() as connection:
+            connection.execute(text("SELECT 1"))
+
     async def in_thread(self, function: Callable[Given, Found], *args: Given.args, **kwargs: Given.kwargs) -> Found:
         """Run what would hold the event loop up in a thread."""
-        return await anyio.to_thread.run_sync(lambda: function(*args, **kwargs), limiter=self.threads)
+        return await anyio.to_thread.run_sync(
+            lambda: function(*args, **kwargs), limiter=self.threads, abandon_on_cancel=True
+        )
 
 
 @asynccontextmanager

@@ -6,15 +6,15 @@ A word on a job's channel (names.done_channel) says only that there is something
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 import redis.exceptions
+import structlog
 from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 
-log = logging.getLogger(__name__)
+_log = structlog.get_logger("assistq.gateway")
 
 _RETRY_S = 0.5
 # A subscription needs one channel at least.
@@ -71,7 +71,7 @@ class Switchboard:
                 async for message in pubsub.listen():
                     self._wake(message["channel"].decode())
             except redis.exceptions.RedisError as exc:
-                log.warning("the queue does not answer, trying again: %s", exc)
+                _log.warning("service_fault", part="redis", error=str(exc))
                 for channel in self._listeners:
                     self._wake(channel)
                 await asyncio.sleep(_RETRY_S)

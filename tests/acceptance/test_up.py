@@ -61,12 +61,12 @@ def test_a_batch_is_submitted_worked_off_looked_at_and_kept_though_a_worker_was_
     pids = {process.pid for process in masters}
     (master,) = (process for process in masters if process.ppid() not in pids)
     master.kill()
-    up.says("worker | ended (signal 9); starts again in 0.5 s")
+    up.says("worker  | ended (signal 9); starts again in 0.5 s")
     watched = watching.ended()
     assert watched.code == 0, watched.err
     assert f"{ROWS}/{ROWS}" in watched.out
     assert "completed" in watched.out
-    assert "worker | {" in up.err
+    assert "worker  | {" in up.err
     assert len(set(asked_rows(provider))) == ROWS
 
     status, listed, results, lines, deliveries, secret, secret_again = at_once(

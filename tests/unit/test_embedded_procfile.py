@@ -9,6 +9,7 @@ from producer.embedded import procfile
 from schemas.errors import InputError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+COMMANDS = {"worker": "python -m worker", "gateway": "python -m producer.gateway"}
 
 
 def test_the_built_in_procfile_equals_the_file() -> None:
@@ -28,14 +29,14 @@ def test_without_one_there_it_is_that_of_the_repository(tmp_path: Path) -> None:
     found = procfile.find(tmp_path)
 
     assert found.source == str(REPOSITORY / "Procfile")
-    assert found.commands == {"worker": "python -m worker"}
+    assert found.commands == COMMANDS
 
 
 def test_without_any_it_is_the_built_in_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # As in an installed wheel, beside which no Procfile lies.
     monkeypatch.setattr(procfile, "__file__", str(tmp_path / "site-packages" / "producer" / "embedded" / "procfile.py"))
 
-    assert procfile.find(tmp_path) == procfile.Procfile(source="built in", commands={"worker": "python -m worker"})
+    assert procfile.find(tmp_path) == procfile.Procfile(source="built in", commands=COMMANDS)
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,13 @@ from pydantic import BaseModel, ConfigDict
 from producer.gateway.access import Caller, caller
 from producer.gateway.keys import Scope
 from producer.gateway.parts import parts_of
+from producer.gateway.strict_json import StrictJsonRoute
 from schemas.assistant import InlineAssistant
 from schemas.chat import Message
 from schemas.job import InvokeJob
 from schemas.result import JobResult
 
-router = APIRouter(tags=["OpenAI"])
+router = APIRouter(tags=["OpenAI"], route_class=StrictJsonRoute)
 
 
 class ChatCompletionRequest(BaseModel):

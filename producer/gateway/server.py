@@ -1,0 +1,116 @@
+"""Serves the application over HTTP/1.1: uvicorn, with limits on how slowly a request may come."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import socket
+
+import structlog
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from schemas.settings import Settings
+
+# No client of ours sends more; llhttp itself knows no bound.
+HEADERS_MAX_BYTES = 64 * 1024
+_KEEP_ALIVE_S = 65
+_BACKLOG = 4096
+
+_log = structlog.get_logger("assistq.gateway")
+
+
+class PatientForSoLong(HttpToolsProtocol):
+    """Closes a connection whose headers do not come to an end, or grow without one."""
+
+    patience_s: float
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Give the first request its time."""
+        super().connection_made(transport)
+        self._is_in_a_request = False
+        self._header_bytes = 0
+        self._headers_due: asyncio.TimerHandle | None = None
+        self._expect_headers()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the time limit."""
+        self._headers_have_come()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Count what belongs to headers; each later request has its time from its first byte on."""
+        if self._headers_due is None and not self._is_in_a_request:
+            self._expect_headers()
+        waiting = self._headers_due is not None
+        super().data_received(data)
+        if waiting and self._headers_due is not None:
+            self._header_bytes += len(data)
+            if self._header_bytes > HEADERS_MAX_BYTES:
+                self._give_up()
+
+    def on_headers_complete(self) -> None:
+        """Go on without a time limit; that of the body is the application's (limits.py)."""
+        self._headers_have_come()
+        self._is_in_a_request = True
+        super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        """Wait for the next request; uvicorn bounds how long (keep-alive)."""
+        self._is_in_a_request = False
+        super().on_response_complete()
+
+    def _expect_headers(self) -> None:
+        self._header_bytes = 0
+        self._headers_due = self.loop.call_later(self.patience_s, self._give_up)
+
+    def _headers_have_come(self) -> None:
+        if self._headers_due is not None:
+            self._headers_due.cancel()
+            self._headers_due = None
+
+    def _give_up(self) -> None:
+        self._headers_have_come()
+        if not self.transport.is_closing():
+            self.transport.close()
+
+
+class Server(uvicorn.Server):
+    """Tells where it listens once it does: port 0 is any that is free."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, and tell."""
+        await super().startup(sockets)
+        if self.started:
+            host, port = self.servers[0].sockets[0].getsockname()[:2]
+            shown = f"[{host}]" if ":" in host else host
+            _log.info("gateway_listening", url=f"http://{shown}:{port}")
+
+
+def serve(app: FastAPI, settings: Settings) -> bool:
+    """Serve until SIGTERM or SIGINT; return whether it ever listened. Calls in flight have shutdown_grace_s."""
+    _allow_many_connections()
+    config = uvicorn.Config(
+        app,
+        host=settings.http_host,
+        port=settings.http_port,
+        http=type("Protocol", (PatientForSoLong,), {"patience_s": settings.http_patience_s}),
+        ws="none",
+        backlog=_BACKLOG,
+        access_log=False,
+        server_header=False,
+        # Ours are set already (schemas/logs.py).
+        log_config=None,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=max(1, int(settings.shutdown_grace_s)),
+    )
+    server = Server(config)
+    server.run()
+    return server.started
+
+
+def _allow_many_connections() -> None:
+    """A stream that waits is a socket, and there may be tens of thousands of them."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
