@@ -155,6 +155,10 @@ class Producer:
         """Return the handle of a batch that was enqueued before."""
         return BatchHandle(self._redis, batch_id)
 
+    def cancel(self, job_id: str) -> bool:
+        """End one job as cancelled, see JobHandle.cancel; False if it had ended."""
+        return self.job(job_id).cancel()
+
     def lane_faults(self, workspace: str) -> list[LaneFault]:
         """Return the walls that the workspace's lanes stand before now."""
         with answers():

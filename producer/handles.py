@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import redis
 
 from producer.answers import answers, text
+from producer.cancellation import cancel_script, was_to_end
 from producer.lanes import Lanes
 from schemas import names
 from schemas.batch import BatchStatus
@@ -38,6 +39,16 @@ class JobHandle:
             if found is not None:
                 return found
         raise ResultTimeout(f"job {self.id} has not ended after {timeout_s} s; it goes on, ask again")
+
+    def cancel(self) -> bool:
+        """End it as cancelled, at once if it waits, else at its next step; False if it had ended: its end stands.
+
+        A call that is in flight is finished and counted, and its reply stands if it is the job's answer.
+        ProducerError for a job that the queue does not know.
+        """
+        with answers():
+            reply = self._redis.register_script(cancel_script())(keys=[], args=[self.id])
+        return was_to_end(int(cast("int", reply)), self.id)
 
     def _peek(self) -> JobResult | None:
         with self._redis.pipeline(transaction=True) as pipe:

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import AsyncGenerator
 
 import redis.exceptions
+from fastapi import Request
 from redis.asyncio import Redis
 
 from producer.answers import refused
@@ -36,8 +37,10 @@ class Calls:
         self._timeout_s = timeout_s
         self._enqueue_script = connection.register_script(read_script("producer", "enqueue.lua"))
 
-    async def answer(self, job: InvokeJob) -> JobResult:
+    async def answer(self, job: InvokeJob, request: Request) -> JobResult:
         """Run the job and return its result; raises a Problem for one that did not succeed, or takes too long.
+
+        `request` is the caller's, whose body was read: who leaves before the end cancels the job.
 
         It is not waited for the disk: a caller who waits hears of a loss, and asks again.
         """
@@ -49,7 +52,7 @@ class Calls:
             raise failure(result)
         return result
 
-    async def stream(self, job: InvokeJob) -> AsyncGenerator[StreamPart | JobResult]:
+    async def stream(self, job: InvokeJob, request: Request) -> AsyncGenerator[StreamPart | JobResult]:
         """Run the job and yield its parts as they come, and last its result; raises as Relay.parts does.
 
         `job.tell` must be `stream`. Who stops listening has to close the generator.

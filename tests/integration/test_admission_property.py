@@ -45,6 +45,7 @@ STEPS = st.lists(
         st.tuples(st.just("give back"), numbers),
         st.tuples(st.just("meet"), numbers, st.sampled_from(MODELS)),
         st.tuples(st.just("drain"), st.integers(1, 5)),
+        st.tuples(st.just("cancel"), numbers),
         st.tuples(st.just("workers die")),
         st.tuples(st.just("snoozes end")),
         st.tuples(st.just("batch"), batch_verbs, st.sampled_from(WORKSPACES), st.sampled_from(BATCHES[1:])),
@@ -184,6 +185,13 @@ class Played:
         await let_snoozes_end(self.redis)
         await let_parked_lanes_open(self.redis)
         await self.jobs.sweep()
+
+    async def do_cancel(self, number: int) -> None:
+        job_id = self.enqueued[number % len(self.enqueued)]
+        assert self.producer.cancel(job_id) == (job_id not in self.ended)
+        if job_id not in self.ended:
+            running = {held.id for held in self.held}
+            (self.may_end if job_id in running else self.must_end).add(job_id)
 
     async def do_batch(self, verb: Verb | Literal["expire"], workspace: str, batch: str) -> None:
         name = f"{workspace}-{batch}"

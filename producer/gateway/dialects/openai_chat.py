@@ -41,7 +41,7 @@ async def create_chat_completion(
         temperature=body.temperature,
         keep_thread=False,
     )
-    return chat_completion(await parts_of(request).calls.answer(job))
+    return chat_completion(await parts_of(request).calls.answer(job, request))
 
 
 def chat_completion(result: JobResult) -> dict[str, Any]:
