@@ -14,7 +14,7 @@ def test_a_chat_completion_is_a_job_of_its_own_that_leaves_no_thread(client: htt
     answer = client.post("/v1/chat/completions", json={"model": scene.model, "messages": messages})
     assert answer.status_code == 200, answer.text
     body = answer.json()
-    assert body["choices"][0]["message"] == {"role": "assistant", "content": "Hello."}
+    assert body["choices"][0]["message"] == {"role": "assistant", "content": "Hello.", "refusal": None}
     assert scene.asked[0]["messages"] == messages
     assert not scene.has_thread(f"thread_{body['id'].removeprefix('chatcmpl-')}")
 

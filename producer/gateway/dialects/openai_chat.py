@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import time
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, ConfigDict
 
 from producer.gateway.access import Caller, caller
+from producer.gateway.chat_completion import chat_completion, completion_id_of
 from producer.gateway.keys import Scope
 from producer.gateway.parts import parts_of
 from producer.gateway.strict_json import StrictJsonRoute
 from schemas.assistant import InlineAssistant
 from schemas.chat import Message
 from schemas.job import InvokeJob
-from schemas.result import JobResult
 
 router = APIRouter(tags=["OpenAI"], route_class=StrictJsonRoute)
 
@@ -41,23 +40,5 @@ async def create_chat_completion(
         temperature=body.temperature,
         keep_thread=False,
     )
-    return chat_completion(await parts_of(request).calls.answer(job, request))
-
-
-def chat_completion(result: JobResult) -> dict[str, Any]:
-    """Return the result as OpenAI's `chat.completion`."""
-    message: dict[str, Any] = {"role": "assistant", "content": result.output}
-    if result.tool_calls:
-        message["tool_calls"] = [call.to_openai() for call in result.tool_calls]
-    return {
-        "id": f"chatcmpl-{result.job_id}",
-        "object": "chat.completion",
-        "created": int(time.time()),
-        "model": result.model,
-        "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": result.finish_reason}],
-        "usage": {
-            "prompt_tokens": result.prompt_tokens,
-            "completion_tokens": result.completion_tokens,
-            "total_tokens": result.prompt_tokens + result.completion_tokens,
-        },
-    }
+    result = await parts_of(request).calls.answer(job, request)
+    return chat_completion(result, completion_id=completion_id_of(result.job_id))
