@@ -1,4 +1,4 @@
-"""Deletes from SQL what ended long ago, in short transactions: batches with their jobs, jobs, threads, deliveries.
+"""Deletes from SQL what ended long ago, in short transactions: batches with jobs, jobs, threads, deliveries, files.
 
 Both the command line and the workers prune; several may do so at once, and each may stop or die
 after any step. What is not to be deleted:
@@ -25,6 +25,7 @@ from typing import Any, Protocol, TypeVar
 from sqlalchemy import Connection, Engine, and_, delete, exists, func, literal, not_, or_, true, tuple_
 from sqlmodel import col, select
 
+from schemas.file_retention import FileRetention
 from schemas.tables import Batch, Delivery, Job, Thread, ThreadMessage
 from schemas.webhook import DeliveryState
 
@@ -50,6 +51,7 @@ class Kind(StrEnum):
     THREADS = "threads"
     MESSAGES = "messages"
     DELIVERIES = "deliveries"
+    FILES = "files"
 
 
 class InUse(Protocol):
@@ -86,6 +88,8 @@ class Retention:
         yield from self._batches()
         yield from self._single_jobs()
         yield from self._threads()
+        for count in FileRetention(self._engine, before=self._before, dry_run=self._dry_run).steps():
+            yield Counter({Kind.FILES: count})
 
     def _batches(self) -> Iterator[Counter[Kind]]:
         old = select(Batch.finished_at, Batch.id, Batch.retry_of).where(col(Batch.finished_at) < self._before)

@@ -357,10 +357,12 @@ class StoredFile(SQLModel, table=True):
 
 
 class FileChunk(SQLModel, table=True):
-    """Up to 1 MiB of a stored file."""
+    """Up to 1 MiB of a stored file, from position 0 on; without a file's row, of an upload that is not whole."""
 
     __tablename__ = "file_chunks"
 
     file_id: str = Field(primary_key=True)
     position: int = Field(primary_key=True)
+    # Before the content: SQLite would read through that to it.
+    created_at: datetime = Field(sa_type=UtcDateTime)
     content: bytes = Field(sa_type=LargeBinary)

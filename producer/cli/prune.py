@@ -28,7 +28,7 @@ _UNITS = {"h": "hours", "d": "days", "w": "weeks"}
 @click.option("--dry-run", is_flag=True, help="Only count what would be deleted.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def prune(*, older_than: str | None, dry_run: bool, as_json: bool) -> None:
-    """Delete batches with their jobs, single jobs, threads and webhook deliveries that ended longer ago than AGE.
+    """Delete batches with their jobs, single jobs, threads, webhook deliveries and files of longer ago than AGE.
 
     What has not ended stays, and so do threads with a younger message, and batches with all their retries while one of
     these is younger, and what a webhook tells of while that is younger or not delivered.

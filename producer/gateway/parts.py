@@ -21,6 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from producer.assistants import Assistants
 from producer.client import Producer
 from producer.gateway.calls import Calls
+from producer.gateway.files import Files
 from producer.gateway.keys import ApiKeys
 from producer.gateway.switchboard import Switchboard
 from producer.records import Records
@@ -47,6 +48,7 @@ class Parts:
     keys: ApiKeys
     assistants: Assistants
     records: Records
+    files: Files
     switchboard: Switchboard
     calls: Calls
     threads: CapacityLimiter
@@ -102,6 +104,7 @@ async def opened(settings: Settings) -> AsyncIterator[Parts]:
                 keys=ApiKeys(engine),
                 assistants=Assistants(engine),
                 records=Records(engine),
+                files=Files(engine),
                 switchboard=switchboard,
                 calls=Calls(redis, switchboard, timeout_s=settings.http_timeout_s),
                 threads=CapacityLimiter(_THREADS),

@@ -143,7 +143,7 @@ class TestCommand:
         make_old(engine)
 
         messages = rows_of(engine)["thread_messages"]
-        counts = {"jobs": 5, "batches": 1, "threads": 5, "messages": messages, "deliveries": 0}
+        counts = {"jobs": 5, "batches": 1, "threads": 5, "messages": messages, "deliveries": 0, "files": 0}
         told = shell.run("prune", "--older-than", "30d", "--dry-run", "--json")
         assert told.code == 0, told.err
         assert told.json.items() >= {**counts, "dry_run": True}.items()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 
 import redis
@@ -13,6 +13,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from schemas import names
+from schemas.file_retention import FileRetention
 from schemas.queue_in_use import QueueInUse
 from schemas.retention import PAUSE_S, Kind, Retention
 from worker.events import Events, OldRowsPruned, ServiceFault
@@ -80,12 +81,16 @@ class Rounds:
     def _round(self, connection: redis.Redis) -> Counter[Kind]:
         forget_idle_routes(connection, above=_ROUTES_KEPT)
         pruned: Counter[Kind] = Counter()
-        if self._keep_days is None:
-            return pruned
-        before = datetime.now(UTC) - timedelta(days=self._keep_days)
-        for step in Retention(self._engine, QueueInUse(connection), before=before).steps():
+        for step in self._steps(connection):
             pruned += step
             connection.expire(names.PRUNING, ROUND_EVERY_S)
             if self._stopping.wait(PAUSE_S):
                 break
         return pruned
+
+    def _steps(self, connection: redis.Redis) -> Iterator[Counter[Kind]]:
+        if self._keep_days is None:
+            # What nobody can read any more goes all the same.
+            return (Counter({Kind.FILES: count}) for count in FileRetention(self._engine, before=None).steps())
+        before = datetime.now(UTC) - timedelta(days=self._keep_days)
+        return Retention(self._engine, QueueInUse(connection), before=before).steps()
