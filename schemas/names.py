@@ -42,6 +42,7 @@ server's clock.
 | `aq:limited` | zset | lanes with calls waiting or in flight, by when they are looked at for dead owners |
 | `aq:expiry` | hash | when that was done last, see worker/limits/expire.lua |
 | `aq:flush` | string | empty, for a minute; written by who waits for the disk, see producer/confirm.lua |
+| `aq:idempotency:<hash>` | string | a digest of the body that an `Idempotency-Key` first came with, for a day; the hash is of workspace, operation and key |
 | `aq:faults` | hash | lanes that stand still -> JSON of LaneFault |
 """  # noqa: E501 - a table row is one line
 
@@ -110,6 +111,11 @@ def parts(job_id: str) -> str:
 def done_channel(job_id: str) -> str:
     """Return the channel on which a job's end is published, and that there is more in its stream of parts."""
     return f"{PREFIX}:done:{job_id}"
+
+
+def idempotency(digest: str) -> str:
+    """Return the key of what a caller's `Idempotency-Key` first came with."""
+    return f"{PREFIX}:idempotency:{digest}"
 
 
 def line(line_id: str) -> str:
