@@ -113,7 +113,10 @@ class Job(SQLModel, table=True):
     """
 
     __tablename__ = "jobs"
-    __table_args__ = (Index("jobs_of_batch", "batch_id", "row"),)
+    __table_args__ = (
+        Index("jobs_of_batch", "batch_id", "row"),
+        Index("jobs_of_workspace", "workspace", "finished_at", "id"),
+    )
 
     id: str = Field(primary_key=True)
     batch_id: str | None = None
@@ -159,6 +162,7 @@ class Thread(SQLModel, table=True):
     """A persistent conversation of one workspace."""
 
     __tablename__ = "threads"
+    __table_args__ = (Index("threads_of_workspace", "workspace", "created_at", "id"),)
 
     workspace: str = Field(primary_key=True)
     id: str = Field(primary_key=True)
@@ -197,6 +201,7 @@ class Batch(SQLModel, table=True):
     """A batch that ended, with its final counts. `retry_of` is the batch whose rows it ran anew."""
 
     __tablename__ = "batches"
+    __table_args__ = (Index("batches_of_workspace", "workspace", "created_at", "id"),)
 
     id: str = Field(primary_key=True)
     workspace: str
@@ -291,6 +296,7 @@ class Delivery(SQLModel, table=True):
             sqlite_where=text(_PENDING),
             postgresql_where=text(_PENDING),
         ),
+        Index("deliveries_of_workspace", "workspace", "created_at", "id"),
         Index("deliveries_claimed", "workspace", "url", sqlite_where=text(_CLAIMED), postgresql_where=text(_CLAIMED)),
     )
 

@@ -16,17 +16,23 @@ from starlette.middleware.cors import CORSMiddleware
 
 from producer.gateway import observed
 from producer.gateway.bodies import Dialect, dialect_of, error_response
-from producer.gateway.dialects import openai_chat
+from producer.gateway.dialects import jobs, openai_chat
+from producer.gateway.failures import SERVER_ERRORS, refusal
 from producer.gateway.limits import BodyLimits
 from producer.gateway.observed import Observed
 from producer.gateway.parts import opened
 from producer.gateway.problem import Fault, Kind, Problem
+from schemas.errors import AssistqError
 from schemas.settings import Settings
 
 _log = structlog.get_logger("assistq.gateway")
 
 # Each answers for its own paths; Langtail's, which begin with a workspace's name, come last.
-ROUTERS = (observed.router, openai_chat.router)
+ROUTERS = (
+    observed.router,
+    openai_chat.router,
+    jobs.router,
+)
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -55,6 +61,8 @@ def create_app(settings: Settings) -> FastAPI:
         app.include_router(router)
     app.add_exception_handler(Problem, _on_problem)
     app.add_exception_handler(RequestValidationError, _on_invalid)
+    for kind in (AssistqError, *SERVER_ERRORS):
+        app.add_exception_handler(kind, _on_refusal)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(Exception, _on_crash)
     return app
@@ -67,6 +75,11 @@ async def _on_problem(request: Request, error: Any) -> JSONResponse:
 async def _on_invalid(request: Request, error: Any) -> JSONResponse:
     faults = [Fault(where=tuple(e["loc"]), what=e["msg"], type=e["type"]) for e in error.errors()]
     return error_response(dialect_of(request.url.path), invalid(faults, dialect=dialect_of(request.url.path)))
+
+
+async def _on_refusal(request: Request, error: Exception) -> JSONResponse:
+    _log.warning("request_refused", method=request.method, error=str(error))
+    return error_response(dialect_of(request.url.path), refusal(error))
 
 
 async def _on_http_exception(request: Request, error: Any) -> JSONResponse:

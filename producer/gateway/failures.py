@@ -1,8 +1,12 @@
-"""From a job that did not succeed to the problem that its caller is told."""
+"""From a job that did not succeed, or an error of ours, to the problem that the caller is told."""
 
 from __future__ import annotations
 
+import redis.exceptions
+import sqlalchemy.exc
+
 from producer.gateway.problem import Kind, Problem
+from schemas.errors import AssistqError, InputError, QueueFull
 from schemas.outcome import Code, Status
 from schemas.result import JobResult
 
@@ -44,3 +48,28 @@ def failure(result: JobResult) -> Problem:
 def kind_of(code: str) -> Kind:
     """Return the kind of problem that a job's reason code is."""
     return _KINDS.get(Code(code), Kind.PROVIDER_FAILED)
+
+
+# What says that a server behind the gateway is away, not that it was asked wrongly.
+SERVER_ERRORS = (
+    redis.exceptions.RedisError,
+    sqlalchemy.exc.OperationalError,
+    sqlalchemy.exc.InterfaceError,
+    sqlalchemy.exc.TimeoutError,
+)
+
+
+def refusal(error: Exception) -> Problem:
+    """Return the problem that an AssistqError, or one of SERVER_ERRORS, is to a caller."""
+    match error:
+        case InputError():
+            return Problem(Kind.BAD_REQUEST, str(error), code="invalid_request")
+        case QueueFull():
+            return Problem(Kind.UNAVAILABLE, str(error), code="queue_full", retry_after_s=1)
+        case AssistqError():
+            return Problem(Kind.UNAVAILABLE, str(error), code="queue_unavailable", retry_after_s=1)
+        case redis.exceptions.RedisError():
+            what, code = "the queue does not answer; try again", "queue_unavailable"
+        case _:
+            what, code = "the database does not answer; try again", "database_unavailable"
+    return Problem(Kind.UNAVAILABLE, what, code=code, retry_after_s=1)
