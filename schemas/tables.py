@@ -261,10 +261,25 @@ class WebhookEndpoint(SQLModel, table=True):
     disabled_reason: str | None = Field(default=None, sa_type=Text)
 
 
+class WebhookSubscription(SQLModel, table=True):
+    """An endpoint of a workspace that is told of every batch which was made over OpenAI's API.
+
+    `form` (schemas/webhook.py) is how it is told of batches, of those too that name the endpoint themselves.
+    """
+
+    __tablename__ = "webhook_subscriptions"
+
+    workspace: str = Field(primary_key=True)
+    url: str = Field(primary_key=True, sa_type=Text)
+    form: str
+    created_at: datetime = Field(sa_type=UtcDateTime)
+
+
 # An index says for which rows it is in words, and so must a query that is to use it: no database
 # sees that a parameter is one of them.
 _PENDING = "state = 'pending'"
 _CLAIMED = "claimed_until IS NOT NULL"
+_OPEN = "ended_at IS NULL"
 
 
 class Delivery(SQLModel, table=True):
@@ -372,3 +387,46 @@ class FileChunk(SQLModel, table=True):
     # Before the content: SQLite would read through that to it.
     created_at: datetime = Field(sa_type=UtcDateTime)
     content: bytes = Field(sa_type=LargeBinary)
+
+
+class OpenAIBatch(SQLModel, table=True):
+    """A batch that was made over OpenAI's API: what a batch of ours, which has the same id, does not say.
+
+    `status` is OpenAI's. Until `enqueued_at` its rows are checked and enqueued, after `ended_at` nothing happens to
+    it any more. Meanwhile one gateway at a time works on it: until `claimed_until`, as the `claims`-th one.
+    `total` is how many rows its file has, None before that is known. `succeeded` and `failed` are of the end; rows
+    that were cancelled or expired are neither.
+    """
+
+    __tablename__ = "openai_batches"
+    __table_args__ = (
+        Index("openai_batches_listed", "workspace", "created_at", "id"),
+        Index("openai_batches_open", "claimed_until", sqlite_where=text(_OPEN), postgresql_where=text(_OPEN)),
+        Index("openai_batches_ended", "ended_at"),
+    )
+
+    id: str = Field(primary_key=True)
+    workspace: str
+    input_file_id: str
+    endpoint: str
+    completion_window: str
+    status: str
+    batch_metadata: Any = Field(default=None, sa_column=Column("metadata", StoredJson(none_as_null=True)))
+    output_expires_after_s: int | None = None
+    errors: Any = Field(default=None, sa_column=Column(StoredJson(none_as_null=True)))
+    output_file_id: str | None = None
+    error_file_id: str | None = None
+    total: int | None = None
+    succeeded: int = 0
+    failed: int = 0
+    prompt_tokens: int = Field(default=0, sa_type=BigInteger)
+    completion_tokens: int = Field(default=0, sa_type=BigInteger)
+    claims: int = 0
+    claimed_until: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    created_at: datetime = Field(sa_type=UtcDateTime)
+    expires_at: datetime = Field(sa_type=UtcDateTime)
+    in_progress_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    enqueued_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    finalizing_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    cancelling_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    ended_at: datetime | None = Field(default=None, sa_type=UtcDateTime)

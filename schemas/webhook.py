@@ -23,6 +23,13 @@ class DeliveryState(StrEnum):
     FAILED = "failed"
 
 
+class Form(StrEnum):
+    """How an endpoint is told of batches: as assistq does, or as OpenAI does."""
+
+    ASSISTQ = "assistq"
+    OPENAI = "openai"
+
+
 class WebhookEvent(BaseModel):
     """The body of a webhook: `{type, timestamp, data}`."""
 

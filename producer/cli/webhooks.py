@@ -11,6 +11,7 @@ from rich.table import Table
 
 from producer.cli import access
 from producer.cli.console import listing, out, print_json, say, shown
+from producer.cli.subscriptions import subscribe, subscriptions, unsubscribe
 from producer.records import Records
 from producer.webhooks import Webhooks
 from schemas.assistant import checked_workspace
@@ -27,6 +28,10 @@ _OVERLAP_AT_MOST_HOURS = 24 * 365
 @click.group()
 def webhooks() -> None:
     """Look at webhook deliveries, send them again, rotate secrets."""
+
+
+for command in (subscribe, unsubscribe, subscriptions):
+    webhooks.add_command(command)
 
 
 @webhooks.command(name="list")

@@ -17,6 +17,7 @@ from sqlalchemy.exc import OperationalError
 from sqlmodel import Session, select
 from standardwebhooks import Webhook, WebhookVerificationError
 
+from schemas.deliveries import new_delivery
 from schemas.signing_secrets import rotate
 from schemas.tables import Delivery, RetiredWebhookSecret
 from tests.loopback_http import LoopbackHttp, Told
@@ -24,7 +25,7 @@ from worker.events import Event, Events, WebhookAttempted
 from worker.net.guard import Resolve
 from worker.webhooks.decide import Answer, Decision
 from worker.webhooks.deliver import WebhookSender
-from worker.webhooks.deliveries import Claimed, Deliveries, new_delivery
+from worker.webhooks.deliveries import Claimed, Deliveries
 from worker.webhooks.post import WebhookPost
 from worker.webhooks.sql_threads import SqlThreads
 

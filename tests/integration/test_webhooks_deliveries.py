@@ -15,11 +15,12 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import SessionTransaction
 from sqlmodel import Session
 
+from schemas.deliveries import new_delivery
 from schemas.signing_secrets import rotate, signing_secret, signing_secrets
 from schemas.tables import Delivery, WebhookSecret
 from worker.webhooks.backlog import Backlog
 from worker.webhooks.decide import Answer, Delivered, GaveUp, RetryAt
-from worker.webhooks.deliveries import Deliveries, new_delivery
+from worker.webhooks.deliveries import Deliveries
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 RACERS = 6

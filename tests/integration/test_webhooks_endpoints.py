@@ -15,6 +15,7 @@ from sqlmodel import Session, select
 
 from producer.webhooks import Webhooks
 from schemas.database import endpoint_locked
+from schemas.deliveries import new_delivery
 from schemas.tables import Delivery, WebhookEndpoint
 from tests.loopback_http import Asked, LoopbackHttp, Told
 from tests.processes import until
@@ -24,7 +25,7 @@ from worker.webhooks.backlog import _ENDPOINTS_A_LOOK, _LONGEST_DUE, Backlog
 from worker.webhooks.breaker import AT_ONCE
 from worker.webhooks.decide import GIVE_UP_AFTER_S, Answer, Decision, Delivered, Gone, RetryAt
 from worker.webhooks.deliver import WebhookSender
-from worker.webhooks.deliveries import Claimed, Deliveries, new_delivery
+from worker.webhooks.deliveries import Claimed, Deliveries
 from worker.webhooks.due import DueWebhooks
 from worker.webhooks.overdue import STEP_ROWS, Overdue
 from worker.webhooks.post import WebhookPost

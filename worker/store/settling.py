@@ -9,10 +9,10 @@ from typing import Any
 from sqlalchemy import func, insert, tuple_
 from sqlmodel import Session, SQLModel, col, select
 
+from schemas.deliveries import new_delivery, with_free_ids
 from schemas.result import JobResult
 from schemas.tables import Delivery, Job, Thread, ThreadMessage
 from worker.store.base import Settlement
-from worker.webhooks.deliveries import new_delivery, with_free_ids
 from worker.webhooks.events import job_data, job_event_id, job_event_type
 
 _ThreadKey = tuple[str, str]
@@ -23,7 +23,7 @@ def settle_all(session: Session, settlements: Sequence[Settlement]) -> list[JobR
 
     The primary key makes an end happen once: a worker that was stopped for longer than its
     lease finds the row of the one that took over, and the first commit stands. The delivery that
-    tells of the end is written with it; see deliveries.with_free_ids for one of an end before.
+    tells of the end is written with it; see schemas.deliveries.with_free_ids for one of an end before.
     """
     ids = {settlement.record.id for settlement in settlements}
     stands = {row.id: row.result() for row in session.exec(select(Job).where(col(Job.id).in_(ids)))}

@@ -17,15 +17,24 @@ from sqlmodel import Session, col, select
 
 from schemas.assistant import AssistantConfig
 from schemas.batch import BatchStatus
+from schemas.batch_events import batch_data, batch_event_id, batch_event_type
 from schemas.chat import Message
+from schemas.deliveries import new_delivery, with_free_ids
 from schemas.job import InvokeJob, JobRecord
 from schemas.result import JobResult
-from schemas.tables import AssistantEnvironment, AssistantVersion, Batch, Job, Thread, ThreadMessage
+from schemas.tables import (
+    AssistantEnvironment,
+    AssistantVersion,
+    Batch,
+    Job,
+    Thread,
+    ThreadMessage,
+    WebhookSubscription,
+)
+from schemas.webhook import Form
 from worker.gather import Gathered
 from worker.store.base import JobContext, Settlement, StoreAway, StoredAssistant
 from worker.store.settling import settle_all
-from worker.webhooks.deliveries import new_delivery, with_free_ids
-from worker.webhooks.events import batch_data, batch_event_id, batch_event_type
 
 # InternalError is what a PostgreSQL says that only reads, as after a failover to a standby.
 _AWAY = (OperationalError, InterfaceError, InternalError, PoolTimeoutError)
@@ -233,13 +242,16 @@ def _end_batch(session: Session, status: BatchStatus) -> None:
         )
     )
     if status.webhook is not None:
+        subscribed = session.get(WebhookSubscription, (status.workspace, status.webhook))
+        form = Form.ASSISTQ if subscribed is None else Form(subscribed.form)
         delivery = new_delivery(
             id=batch_event_id(status),
             workspace=status.workspace,
             event_type=batch_event_type(status),
             url=status.webhook,
-            data=batch_data(status, created_at=created_at, finished_at=now),
+            data=batch_data(status, created_at=created_at, finished_at=now, form=form),
             now=now,
+            form=form,
             batch_id=status.batch_id,
         )
         session.add_all(with_free_ids(session, [delivery]))

@@ -3,7 +3,7 @@
 | event | told when | data |
 | --- | --- | --- |
 | `job.<status>` | a job that names a webhook ended | `job_data` |
-| `batch.<state>` | a batch that names a webhook ended | `batch_data` |
+| `batch.<state>` | a batch that names a webhook ended | `batch_data` (schemas/batch_events.py) |
 
 A job's content may be of any size and a body may not: see `job_data` for what is cut.
 """
@@ -11,13 +11,11 @@ A job's content may be of any size and a body may not: see `job_data` for what i
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Any
 
 from pydantic_core import to_json
 
 from schemas import money
-from schemas.batch import BatchStatus
 from schemas.result import JobResult
 from schemas.tables import storable
 
@@ -64,32 +62,6 @@ def job_data(result: JobResult, metadata: Mapping[str, Any]) -> dict[str, Any]:
         output = content["output"]
         data["output_bytes"] = len(output.encode()) if isinstance(output, str) else _bytes(output)
     return data
-
-
-def batch_event_type(status: BatchStatus) -> str:
-    """Return the type of the event that tells of the batch's end."""
-    return f"batch.{status.state.value}"
-
-
-def batch_event_id(status: BatchStatus) -> str:
-    """Return the one id of a batch's end; a job may have the batch's name, and end in the same way."""
-    return f"msg_{status.batch_id}_{status.state.value}_batch"
-
-
-def batch_data(status: BatchStatus, *, created_at: datetime, finished_at: datetime) -> dict[str, Any]:
-    """Return what the event of a batch's end says: its counts, and nothing of its jobs."""
-    return {
-        "batch_id": status.batch_id,
-        "state": status.state.value,
-        "total": status.finished,
-        "counts": {name.value: count for name, count in status.counts.items()},
-        "requests": status.requests,
-        "prompt_tokens": status.prompt_tokens,
-        "completion_tokens": status.completion_tokens,
-        "cost": money.amount(status.cost_nano),
-        "created_at": created_at.isoformat(),
-        "finished_at": finished_at.isoformat(),
-    }
 
 
 # Short by what may stand in them.
