@@ -43,6 +43,7 @@ server's clock.
 | `aq:expiry` | hash | when that was done last, see worker/limits/expire.lua |
 | `aq:flush` | string | empty, for a minute; written by who waits for the disk, see producer/confirm.lua |
 | `aq:idempotency:<hash>` | string | a digest of the body that an `Idempotency-Key` first came with, for a day; the hash is of workspace, operation and key |
+| `aq:rpm:<API key>` | string | when the key has all its requests a minute again, see producer/gateway/request_limit.lua; gone then |
 | `aq:faults` | hash | lanes that stand still -> JSON of LaneFault |
 """  # noqa: E501 - a table row is one line
 
@@ -79,6 +80,9 @@ FLUSH = f"{PREFIX}:flush"
 
 # A producer publishes here after each enqueue, so that an idle worker need not poll fast.
 WAKE_CHANNEL = f"{PREFIX}:wake"
+
+# Whoever changes an API key publishes here, so that gateways forget what they knew of keys.
+KEYS_CHANNEL = f"{PREFIX}:keys"
 
 # handle.result() finds a finished job for this long; SQL keeps it until it is pruned.
 RESULT_TTL_S = 24 * 60 * 60
@@ -176,3 +180,8 @@ def spend(workspace: str, period: str) -> str:
 def limit(lane: str) -> str:
     """Return the key of a lane's token bucket."""
     return f"{PREFIX}:limit:{lane}"
+
+
+def request_limit(key_id: str) -> str:
+    """Return the key of what an API key has left of its requests a minute."""
+    return f"{PREFIX}:rpm:{key_id}"

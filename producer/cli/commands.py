@@ -7,7 +7,7 @@ import traceback
 import click
 from rich.text import Text
 
-from producer.cli import assistants, batches, lanes, prune, run, spend, submit, threads, up, webhooks
+from producer.cli import assistants, batches, keys, lanes, prune, run, spend, submit, threads, up, webhooks
 from producer.cli.console import err, shown
 from schemas.errors import AssistqError
 from schemas.settings import Settings
@@ -39,6 +39,7 @@ cli.add_command(spend.spend)
 cli.add_command(assistants.assistants)
 cli.add_command(threads.threads)
 cli.add_command(webhooks.webhooks)
+cli.add_command(keys.keys)
 cli.add_command(prune.prune)
 cli.add_command(up.up)
 

@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from producer.gateway import observed
+from producer.gateway.access import KeyFirst
 from producer.gateway.bodies import Dialect, dialect_of, error_response
 from producer.gateway.dialects import jobs, openai_chat
 from producer.gateway.failures import SERVER_ERRORS, refusal
@@ -47,15 +48,16 @@ def create_app(settings: Settings) -> FastAPI:
     app = FastAPI(title="assistq", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.registry = CollectorRegistry()
     # The last that is added is the first that a request meets.
-    origins = [origin.strip() for origin in settings.http_cors_origins.split(",") if origin.strip()]
-    if origins:
-        app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
+    app.add_middleware(KeyFirst)
     app.add_middleware(
         BodyLimits,
         max_body_bytes=settings.http_max_body_bytes,
         max_upload_bytes=settings.http_max_upload_bytes,
         patience_s=settings.http_patience_s,
     )
+    origins = [origin.strip() for origin in settings.http_cors_origins.split(",") if origin.strip()]
+    if origins:
+        app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
     app.add_middleware(Observed, registry=app.state.registry)
     for router in ROUTERS:
         app.include_router(router)

@@ -76,7 +76,7 @@ class Observed:
             route=getattr(route, "path", None),
             status=status,
             duration_s=round(duration_s, 4),
-            key=scope.get("state", {}).get("key_id"),
+            key=getattr(scope.get("state", {}).get("caller"), "key_id", None),
         )
 
 

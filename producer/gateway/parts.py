@@ -21,10 +21,13 @@ from sqlalchemy.exc import SQLAlchemyError
 from producer.assistants import Assistants
 from producer.client import Producer
 from producer.gateway.calls import Calls
+from producer.gateway.checked_keys import CheckedKeys
 from producer.gateway.files import Files
 from producer.gateway.keys import ApiKeys
+from producer.gateway.request_limit import RequestLimit
 from producer.gateway.switchboard import Switchboard
 from producer.records import Records
+from schemas import names
 from schemas.database import engine_for, ensure_tables
 from schemas.settings import Settings
 
@@ -46,6 +49,8 @@ class Parts:
     redis: Redis
     producer: Producer
     keys: ApiKeys
+    checked_keys: CheckedKeys
+    request_limit: RequestLimit
     assistants: Assistants
     records: Records
     files: Files
@@ -94,14 +99,17 @@ async def opened(settings: Settings) -> AsyncIterator[Parts]:
         retry=Retry(ExponentialBackoff(cap=1.0, base=0.05), 5),
     )
     switchboard = Switchboard(redis)
+    keys = ApiKeys(engine)
     try:
-        async with switchboard.running():
+        async with switchboard.running(), switchboard.listening(names.KEYS_CHANNEL) as keys_changed:
             yield Parts(
                 settings=settings,
                 engine=engine,
                 redis=redis,
                 producer=producer,
-                keys=ApiKeys(engine),
+                keys=keys,
+                checked_keys=CheckedKeys(keys, changed=keys_changed),
+                request_limit=RequestLimit(redis),
                 assistants=Assistants(engine),
                 records=Records(engine),
                 files=Files(engine),
