@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from producer.gateway.bodies import Dialect, dialect_of, error_response
-from producer.gateway.dialects import jobs, openai_chat
+from producer.gateway.dialects import job_batches, jobs, openai_chat
 from producer.gateway.failures import SERVER_ERRORS, refusal
 from producer.gateway.parts import opened
 from producer.gateway.problem import Fault, Kind, Problem
@@ -23,7 +23,7 @@ from schemas.settings import Settings
 log = logging.getLogger(__name__)
 
 # Each answers for its own paths; Langtail's, which begin with a workspace's name, come last.
-ROUTERS = (openai_chat.router, jobs.router)
+ROUTERS = (openai_chat.router, jobs.router, job_batches.router)
 
 
 def create_app(settings: Settings) -> FastAPI:
