@@ -33,13 +33,13 @@ class Records:
         """Return a batch that has ended, or None."""
         with Session(self._engine) as session:
             row = session.get(Batch, batch_id)
-        return None if row is None else _status(row)
+        return None if row is None else status_of(row)
 
     def batches(self, limit: int) -> list[BatchStatus]:
         """Return the batches that ended last, latest first."""
         query = select(Batch).order_by(col(Batch.finished_at).desc()).limit(limit)
         with Session(self._engine) as session:
-            return [_status(row) for row in session.exec(query)]
+            return [status_of(row) for row in session.exec(query)]
 
     def runs_of(self, batch_id: str) -> list[BatchStatus]:
         """Return the batch and those that ran its rows anew (`run --again`), as far as they ended, oldest first."""
@@ -50,12 +50,12 @@ class Records:
             .order_by(col(Batch.finished_at))
         )
         with Session(self._engine) as session:
-            return [_status(row) for row in session.exec(query)]
+            return [status_of(row) for row in session.exec(query)]
 
     def retries_of(self, batch_id: str) -> list[BatchStatus]:
         """Return the batches that ran rows of the batch anew (`retry`), as far as they ended, oldest first."""
         with Session(self._engine) as session:
-            found = [_status(row) for row in session.exec(select(Batch).where(Batch.retry_of == batch_id))]
+            found = [status_of(row) for row in session.exec(select(Batch).where(Batch.retry_of == batch_id))]
         # Their ids end in a number, and are alike before it.
         return sorted(found, key=lambda status: (len(status.batch_id), status.batch_id))
 
@@ -154,7 +154,8 @@ def _row_of(job: Job) -> int:
     return _NO_ROW if job.row is None else job.row
 
 
-def _status(row: Batch) -> BatchStatus:
+def status_of(row: Batch) -> BatchStatus:
+    """Return a batch that ended, out of its row."""
     return BatchStatus(
         batch_id=row.id,
         workspace=row.workspace,

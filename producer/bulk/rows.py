@@ -54,15 +54,21 @@ class Checked:
 
 
 def read_rows(
-    path: Path, assistant: AssistantConfig, *, version: int | None = None, unique_ids: bool = False
+    path: Path,
+    assistant: AssistantConfig,
+    *,
+    version: int | None = None,
+    unique_ids: bool = False,
+    name: str | None = None,
 ) -> Iterator[WrittenJob | BadRow]:
     """Give the job or the fault of each row in the order of the file, reading no further than asked.
 
     Jobs have no id yet: it follows from the batch and the row. With `unique_ids` the caller
-    knows that no `custom_id` stands twice, and none is looked for. Raises InputError, at the
+    knows that no `custom_id` stands twice, and none is looked for. `name` is what the file is called
+    where it is spoken of, if not by its path. Raises InputError, at the
     first row or when it is met, for what is wrong with the file as a whole.
     """
-    file = str(path)
+    file = name or str(path)
     if path.suffix.lower() not in _SUFFIXES:
         raise InputError(
             f"cannot tell its format from the suffix '{path.suffix}'",
@@ -71,7 +77,7 @@ def read_rows(
         )
     needs = needs_of(assistant)
     with open_input(path) as stream:
-        records = _reader(path, stream)
+        records = _reader(path, stream, file=file)
         counted: Counted = "line"
         if isinstance(records, CsvRows):
             _check_header(records, assistant, needs, file=file)
@@ -87,7 +93,7 @@ def read_rows(
             raise InputError("has a header but no rows", file=file, line=1, mend="add a line for each row")
 
 
-def check(path: Path, assistant: AssistantConfig) -> Checked:
+def check(path: Path, assistant: AssistantConfig, *, name: str | None = None) -> Checked:
     """Read a whole file and return what is wrong with its rows, the first BAD_ROWS_KEPT in full.
 
     Raises InputError for what is wrong with the file as a whole. The file is read again to
@@ -96,13 +102,13 @@ def check(path: Path, assistant: AssistantConfig) -> Checked:
     _refuse_pipe(path)
     rows = bad_total = 0
     bad: list[BadRow] = []
-    for entry in read_rows(path, assistant):
+    for entry in read_rows(path, assistant, name=name):
         rows += 1
         if isinstance(entry, BadRow):
             bad_total += 1
             if len(bad) < BAD_ROWS_KEPT:
                 bad.append(entry)
-    return Checked(file=str(path), rows=rows, bad_total=bad_total, bad=tuple(bad))
+    return Checked(file=name or str(path), rows=rows, bad_total=bad_total, bad=tuple(bad))
 
 
 def refusal(checked: Checked) -> InputError:
@@ -123,8 +129,7 @@ def fingerprint(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _reader(path: Path, stream: BinaryIO) -> CsvRows | JsonlRows | ParquetRows:
-    file = str(path)
+def _reader(path: Path, stream: BinaryIO, *, file: str) -> CsvRows | JsonlRows | ParquetRows:
     match path.suffix.lower():
         case ".csv":
             return CsvRows(Lines(stream, file=file), file=file)

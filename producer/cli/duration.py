@@ -1,15 +1,14 @@
-"""How long something takes, as people write it: `30m`, `6h`, `2d`."""
+"""Durations as options of commands."""
 
 from __future__ import annotations
 
-import re
 from datetime import timedelta
 from typing import Any
 
 import click
 
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
-_AT_MOST = timedelta(days=3650)
+from producer.duration import duration
+from schemas.errors import InputError
 
 
 class Duration(click.ParamType[timedelta]):
@@ -21,13 +20,10 @@ class Duration(click.ParamType[timedelta]):
         """Return the time; a click error for what is none."""
         if isinstance(value, timedelta):
             return value
-        matched = re.fullmatch(r"([0-9]{1,9})([smhd])", str(value).strip())
-        if matched is None:
-            self.fail(f"'{value}' is no duration; write a whole number and a unit: 90s, 30m, 6h or 2d", param, ctx)
-        duration = timedelta(**{_UNITS[matched[2]]: int(matched[1])})
-        if not timedelta() < duration <= _AT_MOST:
-            self.fail(f"'{value}' must be more than nothing and at most {_AT_MOST.days}d", param, ctx)
-        return duration
+        try:
+            return duration(str(value))
+        except InputError as exc:
+            self.fail(str(exc), param, ctx)
 
 
 expiry_option = click.option(

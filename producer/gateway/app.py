@@ -17,7 +17,7 @@ from starlette.middleware.cors import CORSMiddleware
 from producer.gateway import observed
 from producer.gateway.access import KeyFirst
 from producer.gateway.bodies import Dialect, dialect_of, error_response
-from producer.gateway.dialects import jobs, openai_chat
+from producer.gateway.dialects import job_batches, jobs, openai_chat
 from producer.gateway.failures import SERVER_ERRORS, refusal
 from producer.gateway.limits import BodyLimits
 from producer.gateway.observed import Observed
@@ -31,8 +31,9 @@ _log = structlog.get_logger("assistq.gateway")
 # Each answers for its own paths; Langtail's, which begin with a workspace's name, come last.
 ROUTERS = (
     observed.router,
-    openai_chat.router,
+    job_batches.router,
     jobs.router,
+    openai_chat.router,
 )
 
 

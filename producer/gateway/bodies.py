@@ -9,7 +9,7 @@ from typing import Any
 
 from fastapi.responses import JSONResponse
 
-from producer.gateway.problem import Kind, Problem
+from producer.gateway.problem import Fault, Kind, Problem
 
 
 class Dialect(StrEnum):
@@ -92,5 +92,14 @@ def _problem_details(problem: Problem) -> dict[str, Any]:
         "code": problem.code,
     }
     if problem.faults:
-        body["errors"] = [{"pointer": fault.place, "detail": fault.what} for fault in problem.faults]
+        body["errors"] = [_fault_details(fault) for fault in problem.faults]
     return body
+
+
+def _fault_details(fault: Fault) -> dict[str, Any]:
+    told: dict[str, Any] = {"pointer": fault.place, "detail": fault.what}
+    if fault.line is not None:
+        told["line"] = fault.line
+    if fault.column is not None:
+        told["column"] = fault.column
+    return told

@@ -95,6 +95,20 @@ async def ended_before(parts: Parts, request: Identified | None) -> JobResult | 
     return None if request is None else await parts.in_thread(parts.records.job, request.job_id)
 
 
+async def made_before(parts: Parts, request: Identified | None) -> str | None:
+    """Return the id that was remembered of an earlier request with this key, where it does not follow from the key."""
+    if request is None:
+        return None
+    found = await parts.redis.get(names.idempotency(request.digest))
+    return None if found is None else text(found)
+
+
+async def remember(parts: Parts, request: Identified | None, made: str) -> None:
+    """Keep for KEPT_S what the request has made."""
+    if request is not None:
+        await parts.redis.set(names.idempotency(request.digest), made, ex=KEPT_S)
+
+
 def _digest(*texts: str) -> str:
     digest = hashlib.sha256()
     for each in texts:

@@ -17,6 +17,9 @@ from schemas.assistant import AssistantConfig, InlineAssistant
 from schemas.job import InvokeJob
 
 _SLUG = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
+# As many faults of a body as one answer names.
+FAULTS_TOLD = 100
+
 # `project/assistant`, or with the key's workspace before it.
 AssistantName = Annotated[str, StringConstraints(pattern=rf"^({_SLUG}/)?{_SLUG}/{_SLUG}$")]
 
@@ -113,8 +116,9 @@ def unknown_assistant(name: str) -> Problem:
 
 
 def invalid(error: ValidationError, *, where: tuple[str | int, ...]) -> Problem:
-    """Return the problem of a body, or a part of one, that breaks its model."""
-    faults = [Fault(where=(*where, *each["loc"]), what=each["msg"], type=each["type"]) for each in error.errors()]
+    """Return the problem of a body, or a part of one, that breaks its model; of its faults the first FAULTS_TOLD."""
+    found = error.errors()[:FAULTS_TOLD]
+    faults = [Fault(where=(*where, *each["loc"]), what=each["msg"], type=each["type"]) for each in found]
     first = faults[0]
     message = f"{first.place}: {first.what}" if first.place else first.what
     return Problem(Kind.BAD_REQUEST, message, code="invalid_request", param=first.place or None, faults=faults)

@@ -31,11 +31,16 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One thing that is wrong in a request: where it stands, such as ("body", "messages", 0, "role"), and what."""
+    """One thing that is wrong in a request: where it stands, such as ("body", "messages", 0, "role"), and what.
+
+    In a file that was sent, `line` (from 1) and `column` say where.
+    """
 
     where: tuple[str | int, ...]
     what: str
     type: str = "value_error"
+    line: int | None = None
+    column: str | None = None
 
     @property
     def place(self) -> str:

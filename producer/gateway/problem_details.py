@@ -17,7 +17,7 @@ class ProblemDetails(BaseModel):
     status: int
     detail: str
     code: str = Field(description="a stable word for programs")
-    errors: list[dict[str, str]] | None = Field(
+    errors: list[dict[str, Any]] | None = Field(
         default=None, description="each fault: `pointer` says where, `detail` what; of a file `line` and `column`"
     )
 
