@@ -10,10 +10,12 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic_core import PydanticSerializationError
 from starlette.exceptions import HTTPException
 
 from producer.gateway.bodies import Dialect, dialect_of, error_response
-from producer.gateway.dialects import openai_chat
+from producer.gateway.dialects import agent, agents, openai_chat, openai_models
+from producer.gateway.faults import faults_of
 from producer.gateway.parts import opened
 from producer.gateway.problem import Fault, Kind, Problem
 from schemas.settings import Settings
@@ -21,7 +23,7 @@ from schemas.settings import Settings
 log = logging.getLogger(__name__)
 
 # Each answers for its own paths; Langtail's, which begin with a workspace's name, come last.
-ROUTERS = (openai_chat.router,)
+ROUTERS = (openai_chat.router, openai_models.router, agent.router, agents.router)
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -39,17 +41,32 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_exception_handler(Problem, _on_problem)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http_exception)
+    # Text that is no Unicode comes as "\ud800" in JSON, and shows when it is to be written.
+    app.add_exception_handler(UnicodeEncodeError, _on_no_unicode)
+    app.add_exception_handler(PydanticSerializationError, _on_no_unicode)
     app.add_exception_handler(Exception, _on_crash)
     return app
 
 
 async def _on_problem(request: Request, error: Any) -> JSONResponse:
-    return error_response(dialect_of(request.url.path), error)
+    response = error_response(dialect_of(request.url.path), error)
+    request_id = getattr(request.state, "request_id", None)
+    if request_id is not None:
+        response.headers["x-request-id"] = request_id
+    return response
+
+
+async def _on_no_unicode(request: Request, error: Exception) -> JSONResponse:
+    if "surrogates not allowed" not in str(error):
+        return await _on_crash(request, error)
+    what = "a text is no Unicode: it has one half of a surrogate pair"
+    problem = invalid([Fault(where=("body",), what=what)], dialect=dialect_of(request.url.path))
+    return error_response(dialect_of(request.url.path), problem)
 
 
 async def _on_invalid(request: Request, error: Any) -> JSONResponse:
-    faults = [Fault(where=tuple(e["loc"]), what=e["msg"], type=e["type"]) for e in error.errors()]
-    return error_response(dialect_of(request.url.path), invalid(faults, dialect=dialect_of(request.url.path)))
+    dialect = dialect_of(request.url.path)
+    return error_response(dialect, invalid(faults_of(error), dialect=dialect))
 
 
 async def _on_http_exception(request: Request, error: Any) -> JSONResponse:
