@@ -87,9 +87,13 @@ class McpServer(_Tool):
 
 
 class ClientTool(_Described):
-    """A tool that the caller runs: its calls end the job, and the answers come with the thread's next job."""
+    """A tool that the caller runs: its calls end the job, and the answers come with the thread's next job.
+
+    With `strict` a provider that can is to keep to the parameters' schema, in OpenAI's way.
+    """
 
     type: Literal["function"]
+    strict: bool | None = None
 
 
 ToolSpec = Annotated[HttpAction | PythonTool | McpServer | ClientTool, Field(discriminator="type")]

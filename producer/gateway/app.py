@@ -11,14 +11,16 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from prometheus_client import CollectorRegistry
+from pydantic_core import PydanticSerializationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from producer.gateway import observed
 from producer.gateway.access import KeyFirst
 from producer.gateway.bodies import Dialect, dialect_of, error_response
-from producer.gateway.dialects import job_batches, jobs, openai_chat
+from producer.gateway.dialects import agent, agents, job_batches, jobs, openai_chat, openai_models
 from producer.gateway.failures import SERVER_ERRORS, refusal
+from producer.gateway.faults import faults_of
 from producer.gateway.limits import BodyLimits
 from producer.gateway.observed import Observed
 from producer.gateway.parts import opened
@@ -31,9 +33,12 @@ _log = structlog.get_logger("assistq.gateway")
 # Each answers for its own paths; Langtail's, which begin with a workspace's name, come last.
 ROUTERS = (
     observed.router,
+    agent.router,
+    agents.router,
     job_batches.router,
     jobs.router,
     openai_chat.router,
+    openai_models.router,
 )
 
 
@@ -67,17 +72,32 @@ def create_app(settings: Settings) -> FastAPI:
     for kind in (AssistqError, *SERVER_ERRORS):
         app.add_exception_handler(kind, _on_refusal)
     app.add_exception_handler(HTTPException, _on_http_exception)
+    # Text that is no Unicode comes as "\ud800" in JSON, and shows when it is to be written.
+    app.add_exception_handler(UnicodeEncodeError, _on_no_unicode)
+    app.add_exception_handler(PydanticSerializationError, _on_no_unicode)
     app.add_exception_handler(Exception, _on_crash)
     return app
 
 
 async def _on_problem(request: Request, error: Any) -> JSONResponse:
-    return error_response(dialect_of(request.url.path), error)
+    response = error_response(dialect_of(request.url.path), error)
+    request_id = getattr(request.state, "request_id", None)
+    if request_id is not None:
+        response.headers["x-request-id"] = request_id
+    return response
+
+
+async def _on_no_unicode(request: Request, error: Exception) -> JSONResponse:
+    if "surrogates not allowed" not in str(error):
+        return await _on_crash(request, error)
+    what = "a text is no Unicode: it has one half of a surrogate pair"
+    problem = invalid([Fault(where=("body",), what=what)], dialect=dialect_of(request.url.path))
+    return error_response(dialect_of(request.url.path), problem)
 
 
 async def _on_invalid(request: Request, error: Any) -> JSONResponse:
-    faults = [Fault(where=tuple(e["loc"]), what=e["msg"], type=e["type"]) for e in error.errors()]
-    return error_response(dialect_of(request.url.path), invalid(faults, dialect=dialect_of(request.url.path)))
+    dialect = dialect_of(request.url.path)
+    return error_response(dialect, invalid(faults_of(error), dialect=dialect))
 
 
 async def _on_refusal(request: Request, error: Exception) -> JSONResponse:

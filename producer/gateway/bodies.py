@@ -69,7 +69,7 @@ def error_body(dialect: Dialect, problem: Problem) -> dict[str, Any]:
             return {"message": problem.message}
         case Dialect.AGENT:
             if problem.kind is Kind.UNPROCESSABLE:
-                faults = problem.faults
+                faults = problem.faults or (Fault(where=("body",), what=problem.message, type=problem.code),)
                 return {"detail": [{"loc": list(f.where), "msg": f.what, "type": f.type} for f in faults]}
             # An OpenAI client reads `error`, others `detail`.
             return {"detail": problem.message, "error": _openai_error(problem, _OPENAI_TYPES)}

@@ -95,7 +95,12 @@ def tools_body(request: ChatRequest) -> list[dict[str, Any]] | None:
     return [
         {
             "type": "function",
-            "function": {"name": tool.name, "description": tool.description, "parameters": tool.parameters},
+            "function": {
+                "name": tool.name,
+                "description": tool.description,
+                "parameters": tool.parameters,
+                **({} if tool.strict is None else {"strict": tool.strict}),
+            },
         }
         for tool in request.tools
     ] or None

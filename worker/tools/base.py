@@ -13,11 +13,12 @@ from schemas.tool import ToolSpec
 
 @dataclass(frozen=True, slots=True)
 class ToolDefinition:
-    """What a model is told of a tool; `parameters` is a JSON Schema."""
+    """What a model is told of a tool; `parameters` is a JSON Schema, `strict` whether calls must fit it."""
 
     name: str
     description: str
     parameters: dict[str, Any]
+    strict: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,7 +90,7 @@ class WorkerToolbox:
                 for tool in await stack.enter_async_context(lent):
                     offer.add(tool, by=f"MCP server '{spec.name}'")
             case ClientTool():
-                definition = ToolDefinition(spec.name, spec.description, dict(spec.parameters))
+                definition = ToolDefinition(spec.name, spec.description, dict(spec.parameters), spec.strict)
                 offer.add_callers(definition, by=f"caller's tool '{spec.name}'")
             case _:
                 assert_never(spec)

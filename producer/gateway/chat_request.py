@@ -1,0 +1,195 @@
+"""What OpenAI's chat requests are made of: messages, tools and the choice of a tool, and what they are to us."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from producer.gateway.problem import Fault, Kind, Problem
+from schemas.chat import ImagePart, Message, Part, Role, TextPart, ToolCall
+from schemas.job import InvokeJob
+from schemas.tool import ClientTool, ToolChoice, ToolName
+
+
+class _Given(BaseModel):
+    # What a vendor adds is ignored by all of them.
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class ImageAddress(_Given):
+    """Where an image is."""
+
+    url: str = Field(min_length=1)
+    detail: Literal["auto", "low", "high"] = "auto"
+
+
+class ImageContent(_Given):
+    """A part of a message that is an image."""
+
+    type: Literal["image_url"]
+    image_url: ImageAddress
+
+
+class TextContent(_Given):
+    """A part of a message that is text."""
+
+    type: Literal["text"]
+    text: str
+
+
+class RefusalContent(_Given):
+    """A part of an assistant's message that says that it refuses."""
+
+    type: Literal["refusal"]
+    refusal: str
+
+
+Content = Annotated[TextContent | ImageContent | RefusalContent, Field(discriminator="type")]
+
+
+class FunctionCall(_Given):
+    """The function of a tool call; `arguments` is JSON text, which may be invalid, for a model wrote it."""
+
+    name: str
+    arguments: str
+
+
+class MadeToolCall(_Given):
+    """A tool call that an assistant made."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+class ChatMessage(_Given):
+    """One message, in OpenAI's form; who takes only some roles says so itself."""
+
+    role: str
+    content: str | list[Content] | None = None
+    name: str | None = None
+    tool_calls: list[MadeToolCall] | None = None
+    tool_call_id: str | None = None
+    refusal: str | None = None
+
+    def to_message(self) -> Message:
+        """Return it as the flow's; ValueError if its parts do not fit its role.
+
+        `developer` is `system`. What a user says keeps its parts, all others' become one text; a refusal is text.
+        """
+        role = cast("Role", "system" if self.role == "developer" else self.role)
+        content = self._content(keeps_parts=role == "user")
+        return Message(
+            role=role,
+            content=self.refusal if content is None else content,
+            name=self.name,
+            tool_calls=tuple(
+                ToolCall(id=call.id, name=call.function.name, arguments=call.function.arguments)
+                for call in self.tool_calls or ()
+            ),
+            tool_call_id=self.tool_call_id,
+        )
+
+    def _content(self, *, keeps_parts: bool) -> str | tuple[Part, ...] | None:
+        if self.content is None or isinstance(self.content, str):
+            return self.content
+        if not keeps_parts and any(isinstance(part, ImageContent) for part in self.content):
+            raise ValueError(f"a {self.role} message cannot hold an image; send it in a user message")
+        if keeps_parts and any(isinstance(part, RefusalContent) for part in self.content):
+            raise ValueError("only an assistant's message can hold a refusal")
+        if keeps_parts:
+            return tuple(_part(part) for part in self.content)
+        return "".join(_text(part) for part in self.content)
+
+
+class Function(_Given):
+    """A function that the caller can run; with `strict` its arguments are to fit `parameters`, a JSON Schema."""
+
+    name: ToolName
+    description: str | None = Field(default=None, max_length=4096)
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class FunctionTool(_Given):
+    """A tool that the caller runs. Nothing that a caller sends runs here."""
+
+    type: Literal["function"]
+    function: Function
+
+
+def messages_of(given: Sequence[ChatMessage], *, kind: Kind) -> tuple[Message, ...]:
+    """Return the messages as the flow's; a Problem of this kind for one that makes no sense."""
+    messages = []
+    for at, message in enumerate(given):
+        try:
+            messages.append(message.to_message())
+        except ValueError as exc:
+            raise _refused(exc, kind, "messages", at) from exc
+    return tuple(messages)
+
+
+def client_tools(given: Iterable[FunctionTool] | None, *, kind: Kind) -> tuple[ClientTool, ...] | None:
+    """Return the tools that the caller runs, None if it named none; a Problem of this kind for one that cannot be."""
+    if given is None:
+        return None
+    tools = []
+    for at, tool in enumerate(given):
+        told = tool.function.model_dump(exclude_none=True)
+        try:
+            tools.append(ClientTool(type="function", **told))
+        except ValidationError as exc:
+            raise _refused(exc, kind, "tools", at, "function") from exc
+    return tuple(tools)
+
+
+def job_of(kind: Kind, /, **fields: Any) -> InvokeJob:
+    """Return the job of these fields; a Problem of this kind, which names the field, if there can be none."""
+    try:
+        return InvokeJob(**fields)
+    except ValidationError as exc:
+        raise _refused(exc, kind) from exc
+
+
+def callers_tools(*tools: Any) -> frozenset[str]:
+    """Return the names of those of the tools that the caller runs."""
+    return frozenset(tool.name for tool in tools if isinstance(tool, ClientTool))
+
+
+def _part(part: TextContent | ImageContent | RefusalContent) -> Part:
+    if isinstance(part, ImageContent):
+        return ImagePart.model_validate(part.model_dump())
+    return TextPart(text=_text(part))
+
+
+def _text(part: TextContent | ImageContent | RefusalContent) -> str:
+    match part:
+        case TextContent():
+            return part.text
+        case RefusalContent():
+            return part.refusal
+        case _:
+            return ""
+
+
+def _refused(error: ValueError, kind: Kind, *place: str | int) -> Problem:
+    """Return the problem of what did not fit our own models."""
+    what, where = str(error), place
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        what, where = first["msg"].removeprefix("Value error, "), (*place, *first["loc"])
+    fault = Fault(where=("body", *where), what=what)
+    return Problem(kind, f"{fault.place}: {what}", code="invalid_request", param=fault.place, faults=[fault])
+
+
+__all__ = [
+    "ChatMessage",
+    "FunctionTool",
+    "ToolChoice",
+    "callers_tools",
+    "client_tools",
+    "job_of",
+    "messages_of",
+]

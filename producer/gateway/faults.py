@@ -1,0 +1,49 @@
+"""From what a request's schema says against it to faults that name the request's own fields."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+
+from producer.gateway.problem import Fault
+
+
+def faults_of(error: RequestValidationError) -> list[Fault]:
+    """Return everything that is wrong, one fault for each place.
+
+    Where a field may be one of several things, it is told what is wrong with each: those that are told of the field
+    as a whole are left out if another fits better, and put together if none does.
+    """
+    found: dict[tuple[str | int, ...], Fault] = {}
+    for each in error.errors():
+        where = _place(each["loc"], error.body, missing=each["type"] == "missing")
+        what = each["msg"].removeprefix("Value error, ")
+        before = found.get(where)
+        if before is None:
+            found[where] = Fault(where=where, what=what, type=each["type"])
+        elif what not in before.what:
+            found[where] = Fault(where=where, what=f"{before.what}; or: {what}", type=before.type)
+    return [fault for where, fault in found.items() if not any(_is_within(other, where) for other in found)]
+
+
+def _place(loc: Sequence[str | int], body: Any, *, missing: bool) -> tuple[str | int, ...]:
+    """Return the place without what pydantic puts into it: the names of a union's members."""
+    if loc[0] != "body":
+        return tuple(loc)
+    where: list[str | int] = ["body"]
+    value = body
+    for at, part in enumerate(loc[1:], 1):
+        if (isinstance(value, dict) and part in value) or (
+            isinstance(value, list) and isinstance(part, int) and part < len(value)
+        ):
+            value = value[part]  # type: ignore[index]
+        elif not (missing and at == len(loc) - 1):
+            continue
+        where.append(part)
+    return tuple(where)
+
+
+def _is_within(place: tuple[str | int, ...], other: tuple[str | int, ...]) -> bool:
+    return len(place) > len(other) > 1 and place[: len(other)] == other
