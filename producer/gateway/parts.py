@@ -10,7 +10,7 @@ from typing import ParamSpec, TypeVar, cast
 import anyio
 from anyio import CapacityLimiter
 from fastapi import Request
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 from sqlalchemy import Engine
@@ -19,6 +19,7 @@ from producer.assistants import Assistants
 from producer.client import Producer
 from producer.gateway.calls import Calls
 from producer.gateway.keys import ApiKeys
+from producer.gateway.obstacles import Obstacles
 from producer.gateway.switchboard import Switchboard
 from producer.records import Records
 from schemas.database import engine_for, ensure_tables
@@ -29,7 +30,9 @@ Found = TypeVar("Found")
 
 # As many as the engine has connections.
 _THREADS = 20
-_REDIS_CONNECTIONS = 256
+# Who finds none free waits for one: each is held for a round trip.
+_REDIS_CONNECTIONS = 64
+_CONNECTION_WITHIN_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +61,18 @@ async def opened(settings: Settings) -> AsyncIterator[Parts]:
     engine = engine_for(settings.effective_database_url)
     await anyio.to_thread.run_sync(ensure_tables, engine)
     producer = await anyio.to_thread.run_sync(Producer.from_settings, settings)
-    redis = Redis.from_url(
+    pool = BlockingConnectionPool.from_url(
         settings.effective_redis_url,
         max_connections=_REDIS_CONNECTIONS,
+        timeout=_CONNECTION_WITHIN_S,
         socket_timeout=30,
         retry=Retry(ExponentialBackoff(cap=1.0, base=0.05), 5),
     )
-    switchboard = Switchboard(redis)
+    redis = Redis.from_pool(pool)
+    switchboard, obstacles = Switchboard(redis), Obstacles(redis)
+    calls = Calls(redis, switchboard, obstacles, timeout_s=settings.http_timeout_s)
     try:
-        async with switchboard.running():
+        async with switchboard.running(), obstacles.running():
             yield Parts(
                 settings=settings,
                 engine=engine,
@@ -76,10 +82,11 @@ async def opened(settings: Settings) -> AsyncIterator[Parts]:
                 assistants=Assistants(engine),
                 records=Records(engine),
                 switchboard=switchboard,
-                calls=Calls(redis, switchboard, timeout_s=settings.http_timeout_s),
+                calls=calls,
                 threads=CapacityLimiter(_THREADS),
             )
     finally:
+        await calls.aclose()
         await redis.aclose()
         producer.close()
         engine.dispose()
