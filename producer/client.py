@@ -17,6 +17,7 @@ from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
 from producer.answers import answers, refused, text
+from producer.capacity import live_capacity
 from producer.entries import Entry, NumberedJob, RejectedRow, batch_entry, entry_of, next_chunk, refuse_other_workspaces
 from producer.handles import BatchHandle, JobHandle
 from producer.lanes import Lanes
@@ -209,8 +210,7 @@ class Producer:
             seconds, microseconds = self._redis.time()
             workers = cast("dict[bytes, bytes]", self._redis.hgetall(names.WORKERS))
         now_ms = seconds * 1000 + microseconds // 1000
-        told = [[int(number) for number in text(value).split()] for value in workers.values()]
-        return sum(threads for threads, expires_ms in told if expires_ms > now_ms)
+        return live_capacity(workers.values(), now_ms)
 
     def name_webhook(self, batch_id: str, url: str) -> None:
         """Have `url` called when this batch, which was enqueued before, ends."""

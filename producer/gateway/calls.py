@@ -1,19 +1,29 @@
-"""A synchronous call over the queue: enqueue a job, wait for its end by event, return its result."""
+"""A synchronous call over the queue: enqueue a job, wait for its end by event, return its result.
+
+A call that ends before its job does cancels it: because its caller left, its time was over, or something stands in
+the way (obstacles.py). Only a job that an `Idempotency-Key` names goes on, for the request that will be sent again.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
 
 import redis.exceptions
 from fastapi import Request
 from redis.asyncio import Redis
 
 from producer.answers import refused
+from producer.cancellation import cancel_script, was_to_end
 from producer.entries import entry_of
 from producer.gateway.failures import failure
+from producer.gateway.obstacles import Obstacles
 from producer.gateway.problem import Kind, Problem
 from producer.gateway.streams import Relay
 from producer.gateway.switchboard import Switchboard
@@ -23,19 +33,35 @@ from schemas.result import JobResult
 from schemas.scripts import read_script
 from schemas.stream import StreamPart
 
+log = logging.getLogger(__name__)
+
 # A word that was lost is made up for by looking again.
 _LOOK_AGAIN_S = 1.0
+# What is still to be cancelled when the gateway ends may take this long.
+_CLOSE_WITHIN_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """A job whose caller waits: `news` is set when there may be something new, `trouble` done when it waits in vain."""
+
+    job_id: str
+    news: asyncio.Event
+    trouble: asyncio.Future[Problem]
 
 
 class Calls:
     """Runs jobs for callers who wait for them."""
 
-    def __init__(self, connection: Redis, switchboard: Switchboard, *, timeout_s: float) -> None:
+    def __init__(self, connection: Redis, switchboard: Switchboard, obstacles: Obstacles, *, timeout_s: float) -> None:
         """Use this client; a caller waits for `timeout_s` at most."""
         self._redis = connection
         self._switchboard = switchboard
+        self._obstacles = obstacles
         self._timeout_s = timeout_s
         self._enqueue_script = connection.register_script(read_script("producer", "enqueue.lua"))
+        self._cancel_script = connection.register_script(cancel_script())
+        self._errands: set[asyncio.Task[None]] = set()
 
     async def answer(self, job: InvokeJob, request: Request) -> JobResult:
         """Run the job and return its result; raises a Problem for one that did not succeed, or takes too long.
@@ -44,10 +70,8 @@ class Calls:
 
         It is not waited for the disk: a caller who waits hears of a loss, and asks again.
         """
-        record = JobRecord(id=job.id or f"job_{uuid.uuid4().hex}", job=job)
-        async with self._switchboard.listening(names.done_channel(record.id)) as news:
-            await self.enqueue(record)
-            result = await self._end_of(record.id, news)
+        async with self._waiting(job, request) as waiting:
+            result = await self._end_of(waiting)
         if not result.succeeded:
             raise failure(result)
         return result
@@ -55,13 +79,13 @@ class Calls:
     async def stream(self, job: InvokeJob, request: Request) -> AsyncGenerator[StreamPart | JobResult]:
         """Run the job and yield its parts as they come, and last its result; raises as Relay.parts does.
 
-        `job.tell` must be `stream`. Who stops listening has to close the generator.
+        `job.tell` must be `stream`. Who stops listening has to close the generator, which cancels the job too.
         """
-        record = JobRecord(id=job.id or f"job_{uuid.uuid4().hex}", job=job)
-        async with self._switchboard.listening(names.done_channel(record.id)) as news:
-            await self.enqueue(record)
-            async for part in Relay(self._redis, record.id, news, timeout_s=self._timeout_s).parts():
-                yield part
+        async with self._waiting(job, request) as waiting:
+            parts = Relay(self._redis, waiting.job_id, waiting.news, timeout_s=self._timeout_s).parts()
+            async with aclosing(_unless(waiting.trouble, parts)) as told:
+                async for part in told:
+                    yield part
 
     async def enqueue(self, record: JobRecord) -> None:
         """Enqueue the job; Problem 503 where the queue cannot take it."""
@@ -76,16 +100,102 @@ class Calls:
                 retry_after_s=1,
             ) from exc
 
-    async def _end_of(self, job_id: str, news: asyncio.Event) -> JobResult:
+    async def cancel(self, job_id: str) -> bool:
+        """End the job as cancelled, as JobHandle.cancel does; False if it had ended, ProducerError if it is unknown."""
+        return was_to_end(int(await self._cancel_script(keys=[], args=[job_id])), job_id)
+
+    def shut(self) -> None:
+        """Let nobody wait any longer: each is told to send the request again, and what waited is cancelled."""
+        self._obstacles.stop(_shutdown)
+
+    async def aclose(self) -> None:
+        """Wait a little for what is still to be cancelled."""
+        if self._errands:
+            await asyncio.wait(self._errands, timeout=_CLOSE_WITHIN_S)
+
+    @asynccontextmanager
+    async def _waiting(self, job: InvokeJob, request: Request) -> AsyncIterator[_Waiting]:
+        """Enqueue the job and watch over the wait for it; what leaves the block by an exception cancels the job."""
+        record = JobRecord(id=job.id or f"job_{uuid.uuid4().hex}", job=job)
+        asked_again = job.id is not None and "idempotency-key" in request.headers
+        try:
+            async with self._switchboard.listening(names.done_channel(record.id)) as news:
+                with self._obstacles.watched(record) as trouble, _told_when_gone(request, trouble):
+                    trouble.add_done_callback(lambda _: news.set())
+                    await self.enqueue(record)
+                    yield _Waiting(record.id, news, trouble)
+        except BaseException:
+            # GeneratorExit among them. Not here: who is cut off may wait for nothing more.
+            if not asked_again:
+                self._cancel_soon(record.id)
+            raise
+
+    async def _end_of(self, waiting: _Waiting) -> JobResult:
         until_s = time.monotonic() + self._timeout_s
         while time.monotonic() < until_s:
-            news.clear()
-            found = await self._redis.get(names.result(job_id))
-            if found is not None:
-                return JobResult.model_validate_json(found)
+            waiting.news.clear()
+            with suppress(redis.exceptions.ConnectionError, redis.exceptions.TimeoutError):
+                found = await self._redis.get(names.result(waiting.job_id))
+                if found is not None:
+                    return JobResult.model_validate_json(found)
+            if waiting.trouble.done():
+                raise waiting.trouble.result()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(_LOOK_AGAIN_S, max(until_s - time.monotonic(), 0))):
+                    await waiting.news.wait()
+        raise Problem(
+            Kind.TIMED_OUT, f"job {waiting.job_id} has not ended after {self._timeout_s:g} s", code="timed_out"
+        )
+
+    def _cancel_soon(self, job_id: str) -> None:
+        async def cancel() -> None:
             try:
-                async with asyncio.timeout(_LOOK_AGAIN_S):
-                    await news.wait()
-            except TimeoutError:
-                continue
-        raise Problem(Kind.TIMED_OUT, f"job {job_id} has not ended after {self._timeout_s:g} s", code="timed_out")
+                await self._cancel_script(keys=[], args=[job_id])
+            except redis.exceptions.RedisError as exc:
+                log.warning("job %s, for which nobody waits any more, was not cancelled: %s", job_id, exc)
+
+        task = asyncio.create_task(cancel())
+        self._errands.add(task)
+        task.add_done_callback(self._errands.discard)
+
+
+def _shutdown() -> Problem:
+    what = "the gateway shuts down; send the request again"
+    return Problem(Kind.UNAVAILABLE, what, code="shutting_down", retry_after_s=1)
+
+
+@contextmanager
+def _told_when_gone(request: Request, trouble: asyncio.Future[Problem]) -> Iterator[None]:
+    """Let it be trouble when the client closes the connection meanwhile."""
+
+    async def listen() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            continue
+        if not trouble.done():
+            trouble.set_result(Problem(Kind.CLIENT_GONE, "the client left before the answer came"))
+
+    task = asyncio.create_task(listen())
+    try:
+        yield
+    finally:
+        task.cancel()
+
+
+async def _unless(
+    trouble: asyncio.Future[Problem], parts: AsyncIterator[StreamPart | JobResult]
+) -> AsyncGenerator[StreamPart | JobResult]:
+    """Yield the parts until there is trouble, and raise that."""
+    while True:
+        coming = asyncio.ensure_future(anext(parts))
+        either: set[asyncio.Future[Any]] = {coming, trouble}
+        try:
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            coming.cancel()  # where it is not done
+        if not coming.done():
+            raise trouble.result()
+        try:
+            part = coming.result()
+        except StopAsyncIteration:
+            return
+        yield part

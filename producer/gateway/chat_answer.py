@@ -70,12 +70,12 @@ async def answered(request: Request, call: ChatCall, *, earlier: JobResult | Non
     if earlier is not None and not earlier.succeeded:
         raise failure(earlier)
     if not call.stream:
-        result = earlier or await calls.answer(call.job)
+        result = earlier or await calls.answer(call.job, request)
         return JSONResponse(
             chat_completion(result, completion_id=completion_id, extra=call.beside(result)), headers=headers
         )
     chunks = chat_chunks(
-        calls.stream(call.job) if earlier is None else _ended(earlier),
+        calls.stream(call.job, request) if earlier is None else _ended(earlier),
         completion_id=completion_id,
         model=call.model,
         dialect=call.dialect,

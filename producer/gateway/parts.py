@@ -11,7 +11,7 @@ from typing import ParamSpec, TypeVar, cast
 import anyio
 from anyio import CapacityLimiter
 from fastapi import Request
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import RedisError
@@ -25,6 +25,7 @@ from producer.gateway.checked_keys import CheckedKeys
 from producer.gateway.files import Files
 from producer.gateway.keys import ApiKeys
 from producer.gateway.request_limit import RequestLimit
+from producer.gateway.obstacles import Obstacles
 from producer.gateway.switchboard import Switchboard
 from producer.records import Records
 from schemas import names
@@ -38,6 +39,9 @@ Found = TypeVar("Found")
 _THREADS = 20
 ANSWERS_WITHIN_S = 2.0
 _REDIS_CONNECTIONS = 256
+# Who finds none free waits for one: each is held for a round trip.
+_REDIS_CONNECTIONS = 64
+_CONNECTION_WITHIN_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +96,10 @@ async def opened(settings: Settings) -> AsyncIterator[Parts]:
     engine = engine_for(settings.effective_database_url)
     await anyio.to_thread.run_sync(ensure_tables, engine)
     producer = await anyio.to_thread.run_sync(Producer.from_settings, settings)
-    redis = Redis.from_url(
+    pool = BlockingConnectionPool.from_url(
         settings.effective_redis_url,
         max_connections=_REDIS_CONNECTIONS,
+        timeout=_CONNECTION_WITHIN_S,
         socket_timeout=30,
         retry=Retry(ExponentialBackoff(cap=1.0, base=0.05), 5),
     )
@@ -102,6 +107,11 @@ async def opened(settings: Settings) -> AsyncIterator[Parts]:
     keys = ApiKeys(engine)
     try:
         async with switchboard.running(), switchboard.listening(names.KEYS_CHANNEL) as keys_changed:
+    redis = Redis.from_pool(pool)
+    switchboard, obstacles = Switchboard(redis), Obstacles(redis)
+    calls = Calls(redis, switchboard, obstacles, timeout_s=settings.http_timeout_s)
+    try:
+        async with switchboard.running(), obstacles.running():
             yield Parts(
                 settings=settings,
                 engine=engine,
@@ -114,10 +124,11 @@ async def opened(settings: Settings) -> AsyncIterator[Parts]:
                 records=Records(engine),
                 files=Files(engine),
                 switchboard=switchboard,
-                calls=Calls(redis, switchboard, timeout_s=settings.http_timeout_s),
+                calls=calls,
                 threads=CapacityLimiter(_THREADS),
             )
     finally:
+        await calls.aclose()
         await redis.aclose()
         producer.close()
         engine.dispose()

@@ -22,6 +22,8 @@ class Kind(Enum):
     UNSUPPORTED_MEDIA = 415
     UNPROCESSABLE = 422
     RATE_LIMITED = 429
+    # Nobody reads it: nginx's number, for logs and metrics.
+    CLIENT_GONE = 499
     INTERNAL = 500
     NOT_IMPLEMENTED = 501
     PROVIDER_FAILED = 502

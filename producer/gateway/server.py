@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import resource
 import socket
+from typing import cast
 
 import structlog
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from producer.gateway.parts import Parts
 from schemas.settings import Settings
 
 # No client of ours sends more; llhttp itself knows no bound.
 HEADERS_MAX_BYTES = 64 * 1024
 _KEEP_ALIVE_S = 65
 _BACKLOG = 4096
+_ANSWER_WITHIN_S = 5
 
 _log = structlog.get_logger("assistq.gateway")
 
@@ -87,6 +91,13 @@ class Server(uvicorn.Server):
             shown = f"[{host}]" if ":" in host else host
             _log.info("gateway_listening", url=f"http://{shown}:{port}")
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take no more requests, and give those that wait for a job the grace that they have."""
+        parts = cast("Parts", cast("FastAPI", self.config.app).state.parts)
+        cut_off = asyncio.get_running_loop().call_later(parts.settings.shutdown_grace_s, parts.calls.shut)
+        await super().shutdown(sockets)
+        cut_off.cancel()
+
 
 def serve(app: FastAPI, settings: Settings) -> bool:
     """Serve until SIGTERM or SIGINT; return whether it ever listened. Calls in flight have shutdown_grace_s."""
@@ -103,7 +114,8 @@ def serve(app: FastAPI, settings: Settings) -> bool:
         # Ours are set already (schemas/logs.py).
         log_config=None,
         timeout_keep_alive=_KEEP_ALIVE_S,
-        timeout_graceful_shutdown=max(1, int(settings.shutdown_grace_s)),
+        # Who waits is answered at the end of the grace (Calls.shut), within this.
+        timeout_graceful_shutdown=math.ceil(settings.shutdown_grace_s) + _ANSWER_WITHIN_S,
     )
     server = Server(config)
     server.run()

@@ -1,0 +1,113 @@
+"""Which jobs go on when their callers do not: the part of a call that no dialect shows by itself."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from fastapi import Request
+from redis.asyncio import Redis
+
+from producer.gateway.calls import Calls
+from producer.gateway.obstacles import Obstacles
+from producer.gateway.problem import Kind, Problem
+from producer.gateway.switchboard import Switchboard
+from schemas import names
+from schemas.stream import PART_FIELD, StreamPart, TextPart
+from tests.given import a_job, state, until
+
+pytestmark = pytest.mark.anyio
+
+
+class Client:
+    """The other end of a connection."""
+
+    def __init__(self, **headers: str) -> None:
+        self.left = asyncio.Event()
+        written = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+        self.request = Request({"type": "http", "method": "POST", "path": "/", "headers": written}, self._receive)
+
+    async def _receive(self) -> Any:
+        await self.left.wait()
+        return {"type": "http.disconnect"}
+
+
+@pytest.fixture
+async def calls(redis_client: Redis) -> AsyncIterator[Calls]:
+    switchboard = Switchboard(redis_client)
+    async with switchboard.running():
+        yield Calls(redis_client, switchboard, Obstacles(redis_client), timeout_s=60)
+
+
+async def called_off(calls: Calls, redis_client: Redis, job_id: str) -> bool:
+    """Return whether the job is to end, after all that the call had to do."""
+    await calls.aclose()
+    return "called_off" in await state(redis_client, job_id)
+
+
+async def until_enqueued(redis_client: Redis, job_id: str) -> None:
+    await until(lambda: redis_client.exists(names.job(job_id)))
+
+
+async def tell(redis_client: Redis, job_id: str, part: StreamPart) -> None:
+    await redis_client.xadd(names.parts(job_id), {PART_FIELD: part.model_dump_json()})
+    await redis_client.publish(names.done_channel(job_id), "part")
+
+
+async def test_the_job_of_a_caller_who_left_is_called_off_unless_a_key_will_name_it_again(
+    calls: Calls, redis_client: Redis
+) -> None:
+    for job_id, client, ends in (("j", Client(), True), ("k", Client(idempotency_key="k"), False)):
+        answer = asyncio.create_task(calls.answer(a_job(job_id), client.request))
+        await until_enqueued(redis_client, job_id)
+        client.left.set()
+        with pytest.raises(Problem) as left:
+            await answer
+        assert left.value.kind is Kind.CLIENT_GONE
+        assert await called_off(calls, redis_client, job_id) is ends
+
+
+async def test_a_key_without_a_job_that_bears_its_name_keeps_nothing(calls: Calls, redis_client: Redis) -> None:
+    client = Client(idempotency_key="k")
+    answer = asyncio.create_task(calls.answer(a_job(), client.request))
+    await until(lambda: redis_client.keys(names.job("*")))
+    (key,) = await redis_client.keys(names.job("*"))
+    client.left.set()
+    with pytest.raises(Problem):
+        await answer
+    assert await called_off(calls, redis_client, key.decode().removeprefix(names.job("")))
+
+
+async def test_a_stream_that_is_closed_calls_its_job_off(calls: Calls, redis_client: Redis) -> None:
+    parts = calls.stream(a_job("j", tell="stream"), Client().request)
+    coming = asyncio.ensure_future(anext(parts))
+    await until_enqueued(redis_client, "j")
+    await tell(redis_client, "j", TextPart(step=0, text="Hel"))
+    assert await coming == TextPart(step=0, text="Hel")
+    assert not await called_off(calls, redis_client, "j")
+    await parts.aclose()
+    assert await called_off(calls, redis_client, "j")
+
+
+async def test_a_stream_whose_client_left_between_two_parts_ends_and_calls_its_job_off(
+    calls: Calls, redis_client: Redis
+) -> None:
+    client = Client()
+    parts = calls.stream(a_job("j", tell="stream"), client.request)
+    coming = asyncio.ensure_future(anext(parts))
+    await until_enqueued(redis_client, "j")
+    client.left.set()
+    with pytest.raises(Problem, match="the client left"):
+        await coming
+    assert await called_off(calls, redis_client, "j")
+
+
+async def test_who_comes_while_the_gateway_shuts_down_is_sent_away_and_its_job_with_it(
+    calls: Calls, redis_client: Redis
+) -> None:
+    calls.shut()
+    with pytest.raises(Problem, match="shuts down"):
+        await calls.answer(a_job("j"), Client().request)
+    assert await called_off(calls, redis_client, "j")
