@@ -17,10 +17,11 @@ from starlette.middleware.cors import CORSMiddleware
 from producer.gateway import observed
 from producer.gateway.access import KeyFirst
 from producer.gateway.bodies import Dialect, dialect_of, error_response
-from producer.gateway.dialects import jobs, openai_chat
+from producer.gateway.dialects import jobs, openai_batches, openai_chat, openai_files
 from producer.gateway.failures import SERVER_ERRORS, refusal
 from producer.gateway.limits import BodyLimits
 from producer.gateway.observed import Observed
+from producer.gateway.openai_batches.keeper import BatchKeeper
 from producer.gateway.parts import opened
 from producer.gateway.problem import Fault, Kind, Problem
 from schemas.errors import AssistqError
@@ -32,6 +33,8 @@ _log = structlog.get_logger("assistq.gateway")
 ROUTERS = (
     observed.router,
     openai_chat.router,
+    openai_files.router,
+    openai_batches.router,
     jobs.router,
 )
 
@@ -43,7 +46,8 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with opened(settings) as parts:
             app.state.parts = parts
-            yield
+            async with BatchKeeper(parts.engine, parts.producer).running():
+                yield
 
     app = FastAPI(title="assistq", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.registry = CollectorRegistry()
