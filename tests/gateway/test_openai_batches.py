@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import update
 from sqlmodel import Session, col, select
 
-from schemas.tables import FileChunk, OpenAIBatch, StoredFile
+from schemas.tables import Batch, FileChunk, OpenAIBatch, StoredFile
 from tests.at_work import Scene, completion
 from tests.loopback_provider import Reply, answers, hang_until, status
 from tests.openai_batches import create, ended, jsonl, lines_of, look, request_line, upload
@@ -21,8 +21,6 @@ from tests.served_gateway import ServedGateway
 
 
 def test_every_request_is_in_one_of_the_two_files_under_its_custom_id(client: httpx.Client, scene: Scene) -> None:
-    weather = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
-
     def script(body: Any, _n: int) -> Reply:
         match body["messages"][-1]["content"]:
             case "refuse":
@@ -36,7 +34,7 @@ def test_every_request_is_in_one_of_the_two_files_under_its_custom_id(client: ht
     lines = [
         request_line("a", scene.model, "one"),
         request_line("b", scene.model, "refuse"),
-        request_line("c", scene.model, "call", tools=[weather]),
+        request_line("c", scene.model, "call"),
     ]
     batch = create(client, jsonl([*lines[:1], "", *lines[1:]]), metadata={"night": "1"})
     assert batch["status"] == "validating"
@@ -157,7 +155,9 @@ def test_rows_that_a_cancelled_batch_never_took_are_in_its_error_file(
             .where(col(OpenAIBatch.id) == batch["id"])
             .values(total=4, ended_at=None, input_file_id=upload(client, _four(scene))["id"])
         )
+        connection.execute(update(Batch).where(col(Batch.id) == batch["id"]).values(state="cancelled"))
     until(lambda: look(client, batch["id"])["error_file_id"], what="the files are written again")
+    assert len(lines_of(client, look(client, batch["id"])["output_file_id"])) == 3
     (never,) = lines_of(client, look(client, batch["id"])["error_file_id"])
     assert (never["custom_id"], never["error"]["code"]) == ("r3", "batch_cancelled")
 

@@ -85,8 +85,7 @@ class BatchKeeper:
             await self._in_thread(lambda: self._claim_and_work(batch_id))
         except (SQLAlchemyError, AssistqError) as exc:
             _log.warning("batch_waits", batch_id=batch_id, error=str(exc))
-        except Exception:
-            # It is tried again; what it is about is in the log.
+        except Exception:  # noqa: BLE001 - others go on, and it is tried again
             _log.exception("batch_work_crashed", batch_id=batch_id)
 
     def _claim_and_work(self, batch_id: str) -> None:
