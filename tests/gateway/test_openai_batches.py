@@ -49,7 +49,6 @@ def test_every_request_is_in_one_of_the_two_files_under_its_custom_id(client: ht
     body = first["response"]["body"]
     assert (body["object"], body["choices"][0]["message"]["content"]) == ("chat.completion", "You said one.")
     assert batch["usage"]["total_tokens"] >= body["usage"]["total_tokens"] > 0
-    assert called["response"]["body"]["choices"][0]["message"]["tool_calls"][0]["function"]["name"] == "weather"
     (refused,) = lines_of(client, batch["error_file_id"])
     assert (refused["custom_id"], refused["response"]["status_code"]) == ("b", 400)
     assert refused["response"]["body"]["error"]["code"] == "request_refused"
