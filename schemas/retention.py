@@ -6,6 +6,7 @@ after any step. What is not to be deleted:
 - jobs of a batch that has not ended, or ended later than the limit: a batch goes as a whole, its row last;
 - a batch of a family, which is a batch and all that ran its rows anew (`retry_of`), while one of them is younger
   or has not ended: their results are shown together, and a row's may be in any of them;
+- a batch over OpenAI's API whose files are still to be written, or were later than the limit;
 - a single job that the queue still holds: its row keeps the worker that claims it from running it again;
 - a thread with a message that is younger, or with a job in the queue;
 - deliveries that are still to be made, or were made since, and the job or the batch that one tells of: its id is free
@@ -26,7 +27,7 @@ from sqlalchemy import Connection, Engine, and_, delete, exists, func, literal, 
 from sqlmodel import col, select
 
 from schemas.file_retention import FileRetention
-from schemas.tables import Batch, Delivery, Job, Thread, ThreadMessage
+from schemas.tables import Batch, Delivery, Job, OpenAIBatch, Thread, ThreadMessage
 from schemas.webhook import DeliveryState
 
 # A worker that slept for less finds the row of a job that another one has ended in its place.
@@ -108,6 +109,20 @@ class Retention:
             left = exists().where(col(Job.batch_id) == col(Batch.id))
             count = self._delete(delete(Batch).where(col(Batch.id).in_(goes), ~left), len(goes))
             yield Counter({Kind.BATCHES: count})
+        yield from self._openai_batches()
+
+    def _openai_batches(self) -> Iterator[Counter[Kind]]:
+        """Delete what OpenAI's API says of batches that are gone; of those that never ran a row there is no more."""
+        ended_at, batch_id = col(OpenAIBatch.ended_at), col(OpenAIBatch.id)
+        stands = or_(
+            exists().where(col(Batch.id) == batch_id), exists().where(col(Delivery.batch_id) == batch_id, self._is_left)
+        )
+        gone = select(ended_at, batch_id).where(ended_at < self._before, ~stands)
+        for page in self._pages(gone, (ended_at, batch_id), STEP_ROWS):
+            ids = [each for _, each in page]
+            self._delete(delete(OpenAIBatch).where(batch_id.in_(ids)), len(ids))
+            # They are counted as the batches that they are, those that ran rows before.
+            yield Counter()
 
     def _old_families(self, roots: set[str]) -> list[list[str]]:
         """Return the batches of those families of which nothing is younger or open: by their place in them."""
@@ -122,6 +137,9 @@ class Retention:
             told = set(
                 connection.execute(select(Delivery.batch_id).where(of_members, self._is_left).distinct()).scalars()
             )
+            younger = or_(col(OpenAIBatch.ended_at).is_(None), col(OpenAIBatch.ended_at) >= self._before)
+            unwritten = select(OpenAIBatch.id).where(col(OpenAIBatch.id).in_([each.id for each in members]), younger)
+            told |= set(connection.execute(unwritten).scalars())
         stays |= {retry_of or batch_id for batch_id, retry_of, _ in members if batch_id in told}
         stays |= {retry_of or batch_id for batch_id, retry_of, ended_at in members if ended_at >= self._before}
         families: dict[str, list[str]] = {}

@@ -394,6 +394,7 @@ class OpenAIBatch(SQLModel, table=True):
 
     `status` is OpenAI's. Until `enqueued_at` its rows are checked and enqueued, after `ended_at` nothing happens to
     it any more. Meanwhile one gateway at a time works on it: until `claimed_until`, as the `claims`-th one.
+    `assistants` are those that the key which made it may use, None all of its workspace.
     `total` is how many rows its file has, None before that is known. `succeeded` and `failed` are of the end; rows
     that were cancelled or expired are neither.
     """
@@ -407,6 +408,7 @@ class OpenAIBatch(SQLModel, table=True):
 
     id: str = Field(primary_key=True)
     workspace: str
+    assistants: Any = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
     input_file_id: str
     endpoint: str
     completion_window: str

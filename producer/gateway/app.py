@@ -18,11 +18,21 @@ from starlette.middleware.cors import CORSMiddleware
 from producer.gateway import observed
 from producer.gateway.access import KeyFirst
 from producer.gateway.bodies import Dialect, dialect_of, error_response
-from producer.gateway.dialects import agent, agents, job_batches, jobs, openai_chat, openai_models
+from producer.gateway.dialects import (
+    agent,
+    agents,
+    job_batches,
+    jobs,
+    openai_batches,
+    openai_chat,
+    openai_files,
+    openai_models,
+)
 from producer.gateway.failures import SERVER_ERRORS, refusal
 from producer.gateway.faults import faults_of
 from producer.gateway.limits import BodyLimits
 from producer.gateway.observed import Observed
+from producer.gateway.openai_batches.keeper import BatchKeeper
 from producer.gateway.parts import opened
 from producer.gateway.problem import Fault, Kind, Problem
 from schemas.errors import AssistqError
@@ -37,7 +47,9 @@ ROUTERS = (
     agents.router,
     job_batches.router,
     jobs.router,
+    openai_batches.router,
     openai_chat.router,
+    openai_files.router,
     openai_models.router,
 )
 
@@ -49,7 +61,8 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with opened(settings) as parts:
             app.state.parts = parts
-            yield
+            async with BatchKeeper(parts.engine, parts.producer).running():
+                yield
 
     app = FastAPI(title="assistq", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.registry = CollectorRegistry()

@@ -1,4 +1,4 @@
-"""Ends a batch whose rows have all ended: its files are written, then that they are there, and how it ended, at once."""
+"""Ends a batch whose rows have ended: its files are written, then at once that they are there and how it ended."""
 
 from __future__ import annotations
 

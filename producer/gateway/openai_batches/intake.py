@@ -11,6 +11,7 @@ from sqlmodel import Session
 
 from producer.client import Producer
 from producer.gateway.files import Files
+from producer.gateway.openai_batches.chat_jobs import ChatJobs
 from producer.gateway.openai_batches.endings import end_without_rows
 from producer.gateway.openai_batches.lease import CalledOffError, Lease
 from producer.gateway.openai_batches.request_lines import (
@@ -48,29 +49,33 @@ class Intake:
 
         Raises what `Lease.keep` does, and the errors of the database and of the queue: done again, it goes on.
         """
+        if batch.status == BatchStatus.CANCELLING:
+            self._called_off(batch, lease)
+            return
         try:
-            if batch.status == BatchStatus.CANCELLING:
-                raise CalledOffError
-            file = self._files.get(batch.workspace, batch.input_file_id)
-            if file is None:
-                raise _gone(batch)
-            if batch.in_progress_at is None:
-                total, faults = self._checked(batch, file, lease)
-                if faults:
-                    end_without_rows(self._engine, batch, lease, status=BatchStatus.FAILED, faults=faults)
-                    return
-                self._write(lease, status=BatchStatus.IN_PROGRESS, total=total)
-            self._enqueue(batch, file, lease)
+            self._check_and_enqueue(batch, lease)
         except CalledOffError:
             self._called_off(batch, lease)
         except _SpoiltFileError as exc:
             self._spoilt(batch, lease, exc.fault)
 
+    def _check_and_enqueue(self, batch: OpenAIBatch, lease: Lease) -> None:
+        file = self._files.get(batch.workspace, batch.input_file_id)
+        if file is None:
+            raise _gone(batch)
+        if batch.in_progress_at is None:
+            total, faults = self._checked(batch, file, lease)
+            if faults:
+                end_without_rows(self._engine, batch, lease, status=BatchStatus.FAILED, faults=faults)
+                return
+            self._write(lease, status=BatchStatus.IN_PROGRESS, total=total)
+        self._enqueue(batch, file, lease)
+
     def _checked(self, batch: OpenAIBatch, file: StoredFile, lease: Lease) -> tuple[int, list[LineFault]]:
         """Return how many requests the file has, and what is wrong with it."""
         if file.size_bytes > MAX_FILE_BYTES:
             return 0, [LineFault("file_too_large", f"the file has more than {MAX_FILE_BYTES:,} bytes; make several")]
-        requests = RequestLines(batch.workspace, batch.endpoint)
+        requests = self._requests(batch)
         faults: list[LineFault] = []
         rows = 0
         for line in self._lines(batch, file, lease, on_long_line=faults.append):
@@ -106,13 +111,16 @@ class Intake:
         self._enqueued(lease)
 
     def _jobs(self, batch: OpenAIBatch, file: StoredFile, lease: Lease) -> Iterator[InvokeJob]:
-        requests = RequestLines(batch.workspace, batch.endpoint)
+        requests = self._requests(batch)
         for line in self._lines(batch, file, lease):
             try:
                 yield requests.job(line)
             except LineFaultError as exc:
                 # A gateway of another release found no fault in it.
                 raise _SpoiltFileError(exc.fault) from exc
+
+    def _requests(self, batch: OpenAIBatch) -> RequestLines:
+        return RequestLines(ChatJobs(batch.workspace), batch.endpoint)
 
     def _lines(
         self,

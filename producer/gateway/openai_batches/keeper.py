@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -11,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
 import anyio
+import structlog
 from anyio import CapacityLimiter
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
@@ -26,7 +26,7 @@ from schemas.tables import OpenAIBatch
 
 Found = TypeVar("Found")
 
-log = logging.getLogger(__name__)
+_log = structlog.get_logger("assistq.gateway")
 
 LOOK_EVERY_S = 0.5
 # How many batches a gateway works on at once, each in a thread of its own.
@@ -77,16 +77,16 @@ class BatchKeeper:
         try:
             return list(await self._in_thread(lambda: self._store.due(datetime.now(UTC), limit=limit)))
         except SQLAlchemyError as exc:
-            log.warning("the database does not answer, batches wait: %s", type(exc).__name__)
+            _log.warning("batches_wait", error=type(exc).__name__)
             return []
 
     async def _work(self, batch_id: str) -> None:
         try:
             await self._in_thread(lambda: self._claim_and_work(batch_id))
         except (SQLAlchemyError, AssistqError) as exc:
-            log.warning("batch %s waits: %s", batch_id, exc)
-        except Exception:
-            log.exception("batch %s failed in the gateway; it is tried again", batch_id)
+            _log.warning("batch_waits", batch_id=batch_id, error=str(exc))
+        except Exception:  # noqa: BLE001 - others go on, and it is tried again
+            _log.exception("batch_work_crashed", batch_id=batch_id)
 
     def _claim_and_work(self, batch_id: str) -> None:
         batch = self._store.claim(batch_id, now=datetime.now(UTC), lease=LEASE)
@@ -96,7 +96,7 @@ class BatchKeeper:
         try:
             self._step(batch, lease)
         except LeaseLostError:
-            log.warning("batch %s is another gateway's now", batch_id)
+            _log.warning("batch_lease_lost", batch_id=batch_id)
         except StoppingError:
             lease.give_back()
         except BaseException:

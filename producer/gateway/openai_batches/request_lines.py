@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from producer.bulk.seen_ids import SeenIds
 from producer.bulk.strict_json import JsonFaultError, parse, type_name
-from producer.gateway.dialects.openai_chat import ChatCompletionRequest, job_of
+from producer.gateway.openai_batches.chat_jobs import ChatJobs
 from producer.gateway.problem import Fault, Problem
 from schemas.job import InvokeJob
 
@@ -53,16 +53,16 @@ class Line:
 
 
 class RequestLines:
-    """Makes jobs of the lines of one workspace's file."""
+    """Makes jobs of the lines of one file."""
 
-    def __init__(self, workspace: str, endpoint: str) -> None:
+    def __init__(self, jobs: ChatJobs, endpoint: str) -> None:
         """Take requests to this endpoint."""
-        self._workspace = workspace
+        self._jobs = jobs
         self._endpoint = endpoint
         self._seen = SeenIds()
 
     def job(self, line: Line) -> InvokeJob:
-        """Return the job that the line asks for; LineFaultError if it is none, or one with a custom_id that was seen."""
+        """Return the job that the line asks for; LineFaultError if it is none, or has a custom_id that was seen."""
         request = _object(line)
         custom_id = self._custom_id(request, line)
         if (first := self._seen.first_line(custom_id, line.number)) is not None and first != line.number:
@@ -94,7 +94,7 @@ class RequestLines:
         if body.get("stream"):
             raise _fault("invalid_request", "body.stream: a batch's request cannot stream", "body.stream", line)
         try:
-            return job_of(ChatCompletionRequest.model_validate(body), self._workspace)
+            return self._jobs.job_of(body)
         except ValidationError as exc:
             first = exc.errors(include_url=False, include_context=False, include_input=False)[0]
             fault = Fault(where=("", "body", *first["loc"]), what=first["msg"])

@@ -57,7 +57,7 @@ class ResultFile:
             self._position += 1
 
     def finish(self, session: Session) -> str | None:
-        """Write what is left, and the file's row, in the session's transaction; return its id, None for an empty one."""
+        """Write what is left, and the file's row, in the session's transaction; return its id, None for no file."""
         if self.is_empty:
             return None
         if self._buffer:

@@ -15,7 +15,8 @@ _NEVER_RAN = {
     Status.CANCELLED: ("batch_cancelled", "This request was not executed because the batch was cancelled."),
     Status.EXPIRED: ("batch_expired", "This request could not be executed before the completion window expired."),
 }
-_STATUS_OF_STATE = {BatchState.CANCELLED: Status.CANCELLED, BatchState.EXPIRED: Status.EXPIRED}
+_MISSED = {BatchState.CANCELLED: Status.CANCELLED, BatchState.EXPIRED: Status.EXPIRED}
+_LOST = ("internal_error", "This request could not be read back from the queue; send it again.")
 
 
 def answered(result: JobResult) -> dict[str, Any]:
@@ -32,8 +33,8 @@ def answered(result: JobResult) -> dict[str, Any]:
 
 
 def never_enqueued(row_id: str, custom_id: str | None, state: BatchState) -> dict[str, Any]:
-    """Return the line of a row that the batch's end came before."""
-    return _line(row_id, custom_id, error=_error(_STATUS_OF_STATE.get(state, Status.CANCELLED)))
+    """Return the line of a row that has no job: the batch's end came before it."""
+    return _line(row_id, custom_id, error=_error(_MISSED.get(state)))
 
 
 def _line(
@@ -47,6 +48,6 @@ def _response(result: JobResult, status_code: int, body: dict[str, Any]) -> dict
     return {"status_code": status_code, "request_id": result.job_id, "body": body}
 
 
-def _error(status: Status) -> dict[str, str]:
-    code, message = _NEVER_RAN[status]
+def _error(status: Status | None) -> dict[str, str]:
+    code, message = _LOST if status is None else _NEVER_RAN[status]
     return {"code": code, "message": message}

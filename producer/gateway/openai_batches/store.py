@@ -35,9 +35,10 @@ _CAN_BE_CANCELLED = (BatchStatus.VALIDATING.value, BatchStatus.IN_PROGRESS.value
 
 @dataclass(frozen=True, slots=True)
 class NewBatch:
-    """What a caller asks for."""
+    """What a caller asks for; `assistants` are those that its key may use, None all of its workspace."""
 
     workspace: str
+    assistants: frozenset[str] | None
     input_file_id: str
     endpoint: str
     completion_window: str
@@ -58,6 +59,7 @@ class OpenAIBatches:
         row = OpenAIBatch(
             id=f"batch_{uuid.uuid4().hex}",
             workspace=new.workspace,
+            assistants=None if new.assistants is None else sorted(new.assistants),
             input_file_id=new.input_file_id,
             endpoint=new.endpoint,
             completion_window=new.completion_window,
