@@ -37,8 +37,8 @@ class Scope(StrEnum):
 
     | scope | routes |
     | --- | --- |
-    | `run` | whatever makes, feeds, stops or repeats work: calls of all dialects, jobs, batches, their cancel and retry, uploads, threads and messages that are written or deleted |
-    | `read` | whatever only looks: jobs, results, events, batches, threads, files and their content, models, lists of assistants |
+    | `run` | whatever makes, feeds, stops or repeats work: calls of all dialects, jobs, batches, their cancel and retry, uploads, threads and messages that are written or deleted; the models that may be named |
+    | `read` | whatever only looks: jobs, results, events, batches, threads, files and their content, assistants |
     | `assistants` | creates, changes and deploys assistants |
     | `webhooks` | webhook endpoints, their secrets, deliveries and replays |
     """  # noqa: E501 - a table row is one line
