@@ -24,8 +24,8 @@ from producer.gateway.calls import Calls
 from producer.gateway.checked_keys import CheckedKeys
 from producer.gateway.files import Files
 from producer.gateway.keys import ApiKeys
-from producer.gateway.request_limit import RequestLimit
 from producer.gateway.obstacles import Obstacles
+from producer.gateway.request_limit import RequestLimit
 from producer.gateway.switchboard import Switchboard
 from producer.records import Records
 from schemas import names
@@ -38,7 +38,6 @@ Found = TypeVar("Found")
 # As many as the engine has connections.
 _THREADS = 20
 ANSWERS_WITHIN_S = 2.0
-_REDIS_CONNECTIONS = 256
 # Who finds none free waits for one: each is held for a round trip.
 _REDIS_CONNECTIONS = 64
 _CONNECTION_WITHIN_S = 30.0
@@ -103,15 +102,16 @@ async def opened(settings: Settings) -> AsyncIterator[Parts]:
         socket_timeout=30,
         retry=Retry(ExponentialBackoff(cap=1.0, base=0.05), 5),
     )
-    switchboard = Switchboard(redis)
-    keys = ApiKeys(engine)
-    try:
-        async with switchboard.running(), switchboard.listening(names.KEYS_CHANNEL) as keys_changed:
     redis = Redis.from_pool(pool)
     switchboard, obstacles = Switchboard(redis), Obstacles(redis)
     calls = Calls(redis, switchboard, obstacles, timeout_s=settings.http_timeout_s)
+    keys = ApiKeys(engine)
     try:
-        async with switchboard.running(), obstacles.running():
+        async with (
+            switchboard.running(),
+            obstacles.running(),
+            switchboard.listening(names.KEYS_CHANNEL) as keys_changed,
+        ):
             yield Parts(
                 settings=settings,
                 engine=engine,
