@@ -1,4 +1,4 @@
-"""A synchronous call over the queue, when it does not go well: who leaves, what takes too long, what stands in the way."""
+"""A synchronous call over the queue that does not go well: who leaves, what takes too long, what is in the way."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from sqlmodel import Session, select
 
 from schemas import Status, names
 from schemas.lane import Lane, LaneFault
+from schemas.outcome import Code
 from schemas.tables import Job
 from tests.at_work import Scene, Works, completion
 from tests.loopback_provider import hang_until, status
@@ -155,7 +156,7 @@ def test_a_wall_whose_time_is_over_is_tried_by_who_comes_next(client: httpx.Clie
     redis, lane = scene.works.redis, lane_of(scene)
     scene.replies(completion("first"), completion("It is back."))
     assert client.post("/v1/chat/completions", json=asked(scene)).status_code == 200
-    fault = LaneFault(workspace=scene.workspace, code="provider_unreachable", reason="no", since_ms=1, count=1)
+    fault = LaneFault(workspace=scene.workspace, code=Code.PROVIDER_UNREACHABLE, reason="no", since_ms=1, count=1)
     redis.hset(names.FAULTS, lane, fault.model_dump_json())
     answer = client.post("/v1/chat/completions", json=asked(scene))
     assert answer.json()["choices"][0]["message"]["content"] == "It is back."

@@ -16,7 +16,7 @@ from producer.gateway.problem import Kind, Problem
 from producer.gateway.switchboard import Switchboard
 from schemas import names
 from schemas.stream import PART_FIELD, StreamPart, TextPart
-from tests.given import a_job, state, until
+from tests.given import a_job, state, text, until
 
 pytestmark = pytest.mark.anyio
 
@@ -77,7 +77,7 @@ async def test_a_key_without_a_job_that_bears_its_name_keeps_nothing(calls: Call
     client.left.set()
     with pytest.raises(Problem):
         await answer
-    assert await called_off(calls, redis_client, key.decode().removeprefix(names.job("")))
+    assert await called_off(calls, redis_client, text(key).removeprefix(names.job("")))
 
 
 async def test_a_stream_that_is_closed_calls_its_job_off(calls: Calls, redis_client: Redis) -> None:
