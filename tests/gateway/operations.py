@@ -138,7 +138,8 @@ SAMPLES: dict[str, tuple[Sample, ...]] = {
         ),
     ),
     "GET /v1/batches": (Sample(), Sample(query=lambda n: {"after": n.batch_id}, names=True, refused=_MAYBE_400)),
-    "POST /v1/batches/{batch_id}/cancel": (Sample(),),
+    # It has ended.
+    "POST /v1/batches/{batch_id}/cancel": (Sample(owner=frozenset({409})),),
     # The agents'
     f"POST {_AGENT}/assistants/{{agent_id}}/chat/completions": (Sample(json=lambda _: {"messages": _HELLO}),),
     f"POST {_AGENT}/agents/{{agent_id}}/chat/completions": (Sample(json=lambda _: {"messages": _HELLO}),),
