@@ -191,7 +191,15 @@ SAMPLES: dict[str, tuple[Sample, ...]] = {
     "POST /v1/job-batches/{batch_id}/cancel": (Sample(),),
     # All of its rows succeeded.
     "POST /v1/job-batches/{batch_id}/retry": (Sample(owner=frozenset({409})),),
-    "PUT /v1/assistants/{project}/{assistant}": (Sample(json=lambda _: {"instructions": "a"}, names=False),),
+    "PUT /v1/assistants/{project}/{assistant}": (
+        # One that nobody has: else the stranger would have made what it asks for next.
+        Sample(
+            json=lambda _: {"instructions": "a"},
+            path={"project": lambda _: "own", "assistant": lambda _: "new"},
+            names=False,
+            uses_assistant=False,
+        ),
+    ),
     "PUT /v1/assistants/{project}/{assistant}/environments/{environment}": (Sample(json=lambda _: {"version": 1}),),
     "POST /v1/webhooks/deliveries/{delivery_id}/replay": (Sample(),),
     "POST /v1/webhooks/endpoints/enable": (Sample(json=lambda n: {"url": n.webhook}, names=True),),

@@ -109,7 +109,8 @@ def test_an_assistant_that_is_not_shared_with_a_key_is_not_used_by_it(gateway: S
             if each.uses_assistant:
                 answer = send(client, each, tenant.ended)
                 assert answer.status_code in {403, 404, 501}, (each.operation.name, answer.text)
-                assert MARK not in without_names(shown(answer), each, tenant.ended), each.operation.name
+                # Names may be repeated, they are of the key's own workspace; texts have a space behind the mark.
+                assert f"{MARK} " not in shown(answer), each.operation.name
 
 
 def test_the_owner_meets_all_of_it(gateway: ServedGateway, tenant: Tenant) -> None:
