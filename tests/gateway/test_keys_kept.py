@@ -68,12 +68,15 @@ class TestCheckedKeys:
         keys, changed = Counted(engine), asyncio.Event()
         checked = CheckedKeys(keys, NOBODY, changed=changed)
         made = keys.create("demo")
+        other = keys.create("demo").text
         loop = asyncio.get_running_loop()
 
         def revoked() -> None:
             keys.meanwhile = None
             keys.revoke(made.key.id)
             loop.call_soon_threadsafe(changed.set)
+            # Another request hears of it first.
+            asyncio.run_coroutine_threadsafe(checked.find(other), loop).result(30)
 
         keys.meanwhile = revoked
         await checked.find(made.text)
