@@ -170,6 +170,8 @@ SAMPLES: dict[str, tuple[Sample, ...]] = {
     "POST /v2/threads": (Sample(json=lambda _: {}, names=False),),
     "GET /v2/threads": (Sample(), Sample(query=lambda n: {"after": n.thread_id}, names=True, refused=_MAYBE_400)),
     "POST /v2/threads/{thread_id}": (Sample(json=lambda _: {"metadata": {"a": "b"}}),),
+    # Our own DELETE has deleted it before.
+    "DELETE /v2/threads/{thread_id}": (Sample(owner=_MAYBE_404),),
     "POST /v2/threads/{thread_id}/messages": (Sample(json=lambda _: {"role": "user", "content": "Hi"}),),
     "POST /v2/threads/{thread_id}/messages/{message_id}": (Sample(json=lambda _: {"metadata": {"a": "b"}}),),
     # Our own
