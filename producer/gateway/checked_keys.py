@@ -11,12 +11,16 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 
 import anyio
+import redis.exceptions
 from anyio import CapacityLimiter
+from redis.asyncio import Redis
 
 from producer.gateway.keys import ApiKeys, KeyState, is_key, state_of
+from schemas import names
 from schemas.tables import ApiKey
 
 KEPT_S = 5.0
@@ -33,9 +37,10 @@ class CheckedKeys:
     use or not there at all, so that the time which an answer takes tells nothing. What was not found is not kept.
     """
 
-    def __init__(self, keys: ApiKeys, *, changed: asyncio.Event) -> None:
-        """Look these up; `changed` is set when any of them may be different from before."""
+    def __init__(self, keys: ApiKeys, connection: Redis, *, changed: asyncio.Event) -> None:
+        """Look these up; `changed` is set at each word on names.KEYS_CHANNEL of this Redis."""
         self._keys = keys
+        self._redis = connection
         self._changed = changed
         self._kept: dict[bytes, tuple[ApiKey, float]] = {}
         self._changes = 0
@@ -52,6 +57,12 @@ class CheckedKeys:
                 # Of many requests with one key the first few look it up.
                 key = self._known(digest) or await self._looked_up(text, digest)
         return key if key is not None and state_of(key, now=datetime.now(UTC)) is KeyState.ACTIVE else None
+
+    async def forget(self) -> None:
+        """Let every gateway look keys up anew, this one at once: for who has changed one, such as what it may use."""
+        self._changed.set()
+        with suppress(redis.exceptions.RedisError):
+            await self._redis.publish(names.KEYS_CHANNEL, "")
 
     def _known(self, digest: bytes) -> ApiKey | None:
         if self._changed.is_set():

@@ -118,7 +118,7 @@ async def opened(settings: Settings) -> AsyncIterator[Parts]:
                 redis=redis,
                 producer=producer,
                 keys=keys,
-                checked_keys=CheckedKeys(keys, changed=keys_changed),
+                checked_keys=CheckedKeys(keys, redis, changed=keys_changed),
                 request_limit=RequestLimit(redis),
                 assistants=Assistants(engine),
                 records=Records(engine),

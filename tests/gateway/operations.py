@@ -25,7 +25,8 @@ class Sample:
 
     `names` says whether it names what must be there, in its path, query or body; None: if its path has parameters.
     `uses_assistant` whether the assistant that it names must be shared with the key; None: if its path has it.
-    `owner` are the statuses beside success that the workspace itself may get, such as 409.
+    `owner` are the statuses beside success that the workspace itself may get, such as 409; `refused` those beside
+    403 and 404 that a stranger may, if what exists nowhere has the same.
     """
 
     json: Make | None = None
@@ -36,6 +37,7 @@ class Sample:
     names: bool | None = None
     uses_assistant: bool | None = None
     owner: frozenset[int] = frozenset()
+    refused: frozenset[int] = frozenset()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -95,6 +97,8 @@ PATH_PARAMETERS: dict[str, Make] = {
     "assistant": lambda n: n.assistant,
     "environment": lambda n: n.environment,
     "address": lambda n: n.address,
+    "slug": lambda n: n.assistant,
+    "model": lambda n: n.address,
     "agent_id": lambda n: n.address,
     "assistant_id": lambda n: n.address,
     "version": lambda _: "1",
@@ -107,16 +111,101 @@ PATH_PARAMETERS: dict[str, Make] = {
     "delivery_id": lambda n: n.delivery_id,
 }
 # A path with one of these runs or shows the assistant.
-ASSISTANT_PARAMETERS = {"assistant", "address", "agent_id", "assistant_id"}
+ASSISTANT_PARAMETERS = {"assistant", "slug", "model", "address", "agent_id", "assistant_id"}
 
+_MAYBE_400 = frozenset({400})
+_MAYBE_404 = frozenset({404})
+_AGENT = "/api/v1/compatibility/openai/v1"
 _HELLO = [{"role": "user", "content": "Hi"}]
 
-# `METHOD path` -> how to ask for it. A GET is asked for without more, and so is a DELETE with parameters, where
-# nothing stands here. What names nothing comes with `names=False`.
+# `METHOD path` -> how to ask for it, each way in turn. Where nothing stands here a GET is asked for without more, and
+# so is a DELETE with parameters.
 SAMPLES: dict[str, tuple[Sample, ...]] = {
+    # OpenAI's
     "POST /v1/chat/completions": (
         Sample(json=lambda n: {"model": n.model, "messages": _HELLO}, names=False),
     ),
+    "POST /v1/files": (
+        Sample(files=lambda _: {"file": ("a.jsonl", b"{}")}, data=lambda _: {"purpose": "batch"}, names=False),
+    ),
+    "GET /v1/files": (Sample(), Sample(query=lambda n: {"after": n.file_id}, names=True, refused=_MAYBE_400)),
+    "POST /v1/batches": (
+        Sample(
+            json=lambda n: {
+                "input_file_id": n.file_id, "endpoint": "/v1/chat/completions", "completion_window": "24h",
+            },
+            names=True,
+        ),
+    ),
+    "GET /v1/batches": (Sample(), Sample(query=lambda n: {"after": n.batch_id}, names=True, refused=_MAYBE_400)),
+    # It has ended.
+    "POST /v1/batches/{batch_id}/cancel": (Sample(owner=frozenset({409})),),
+    # The agents'
+    f"POST {_AGENT}/assistants/{{agent_id}}/chat/completions": (Sample(json=lambda _: {"messages": _HELLO}),),
+    f"POST {_AGENT}/agents/{{agent_id}}/chat/completions": (Sample(json=lambda _: {"messages": _HELLO}),),
+    # Langdock's
+    "POST /assistant/v1/chat/completions": (
+        Sample(json=lambda n: {"assistantId": n.address, "messages": _HELLO}, names=True, uses_assistant=True),
+        Sample(
+            json=lambda n: {
+                "assistant": {"name": "a", "instructions": "b", "model": n.model},
+                "messages": [{**_HELLO[0], "attachmentIds": [n.attachment_id]}],
+            },
+            names=True,
+            refused=_MAYBE_400,
+        ),
+    ),
+    "POST /assistant/v1/create": (Sample(json=lambda _: {"name": "a", "instruction": "b"}, names=False),),
+    "PATCH /assistant/v1/update": (
+        Sample(json=lambda n: {"assistantId": n.address, "name": "a"}, names=True, uses_assistant=True),
+    ),
+    "GET /assistant/v1/get": (Sample(query=lambda n: {"assistantId": n.address}, names=True, uses_assistant=True),),
+    "POST /attachment/v1/upload": (Sample(files=lambda _: {"file": ("a.txt", b"text")}, names=False),),
+    "DELETE /attachment/v1/delete": (Sample(json=lambda n: {"attachmentId": n.attachment_id}, names=True),),
+    # Langtail's
+    "POST /{workspace}/{project}/{assistant}/{environment}": (Sample(json=lambda _: {"messages": _HELLO}),),
+    # The key that is asked with is of one project, if it is of any.
+    "POST /project-prompt/{slug}/{environment}": (Sample(json=lambda _: {"messages": _HELLO}, owner=_MAYBE_404),),
+    "GET /project-prompt/{slug}/{environment}": (Sample(owner=_MAYBE_404),),
+    "POST /v2/threads": (Sample(json=lambda _: {}, names=False),),
+    "GET /v2/threads": (Sample(), Sample(query=lambda n: {"after": n.thread_id}, names=True, refused=_MAYBE_400)),
+    "POST /v2/threads/{thread_id}": (Sample(json=lambda _: {"metadata": {"a": "b"}}),),
+    # Our own DELETE has deleted it before.
+    "DELETE /v2/threads/{thread_id}": (Sample(owner=_MAYBE_404),),
+    "POST /v2/threads/{thread_id}/messages": (Sample(json=lambda _: {"role": "user", "content": "Hi"}),),
+    "POST /v2/threads/{thread_id}/messages/{message_id}": (Sample(json=lambda _: {"metadata": {"a": "b"}}),),
+    # Our own
+    "POST /v1/jobs": (
+        Sample(json=lambda n: {"assistant": n.address, "messages": _HELLO}, names=True, uses_assistant=True),
+    ),
+    "GET /v1/jobs": (
+        Sample(),
+        Sample(query=lambda n: {"batch": n.batch_id}, names=False),
+        Sample(query=lambda n: {"assistant": n.address}, names=True),
+    ),
+    "POST /v1/jobs/{job_id}/cancel": (Sample(),),
+    "POST /v1/jobs/{job_id}/retry": (Sample(uses_assistant=True),),
+    "POST /v1/job-batches": (
+        Sample(
+            json=lambda n: {"assistant": n.address, "jobs": [{"messages": _HELLO}]}, names=True, uses_assistant=True
+        ),
+    ),
+    "POST /v1/job-batches/{batch_id}/cancel": (Sample(),),
+    # All of its rows succeeded.
+    "POST /v1/job-batches/{batch_id}/retry": (Sample(owner=frozenset({409})),),
+    "PUT /v1/assistants/{project}/{assistant}": (
+        # One that nobody has: else the stranger would have made what it asks for next.
+        Sample(
+            json=lambda _: {"instructions": "a"},
+            path={"project": lambda _: "own", "assistant": lambda _: "new"},
+            names=False,
+            uses_assistant=False,
+        ),
+    ),
+    "PUT /v1/assistants/{project}/{assistant}/environments/{environment}": (Sample(json=lambda _: {"version": 1}),),
+    "POST /v1/webhooks/deliveries/{delivery_id}/replay": (Sample(),),
+    "POST /v1/webhooks/endpoints/enable": (Sample(json=lambda n: {"url": n.webhook}, names=True),),
+    "POST /v1/webhooks/secret/rotate": (Sample(names=False),),
 }  # fmt: skip
 
 

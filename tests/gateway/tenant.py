@@ -19,7 +19,7 @@ from typing import Any
 from sqlmodel import Session, SQLModel, col, select
 
 from schemas.signing_secrets import signing_secret
-from schemas.tables import Delivery, FileChunk, StoredFile, ThreadMessage
+from schemas.tables import Delivery, FileChunk, StoredFile, ThreadMessage, WebhookEndpoint
 from tests.at_work import Scene, Works
 from tests.loopback_provider import Reply, answers, default_reply, hang_until
 from tests.processes import until
@@ -27,6 +27,8 @@ from tests.processes import until
 # It stands in every text that the workspace wrote, got or named.
 MARK = "canary"
 HELD = f"{MARK} that waits"
+# A digit becomes another digit, and what may be one in hexadecimal such a one.
+_NEXT = str.maketrans("0123456789abcdefghijklmnopqrstuvwxyz", "1234567890bcdefahijklmnopqrstuvwxyzg")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -136,6 +138,7 @@ def tenant_of(works: Works) -> Iterator[Tenant]:
                 next_attempt_at=now, delivered_at=now,
             )
         )  # fmt: skip
+        session.add(WebhookEndpoint(workspace=scene.workspace, url=webhook, failures=1, failing_since=now))
         for id_, purpose in ((file_id, "batch"), (attachment_id, "attachment")):
             content = f"{MARK} content".encode()
             session.add(
@@ -182,13 +185,7 @@ def running_jobs(works: Works, batch_id: str) -> list[str]:
 
 
 def _unlike(value: str) -> str:
-    """Return a text of the same form, in which the last four letters and digits are different."""
-    changed, left = [], 4
-    for char in reversed(value):
-        if left and re.match(r"[0-9a-zA-Z]", char):
-            left -= 1
-            digits = "0123456789" if char.isdigit() else "abcdef" if char in "abcdef" else "ghijklmnopqrstuvwxyz"
-            changed.append(digits[(digits.index(char.lower()) + 1) % len(digits)] if char.lower() in digits else "x")
-        else:
-            changed.append(char)
-    return "".join(reversed(changed))
+    """Return a text of the same form, whose last letters and digits, four at most, are different."""
+    match = re.search(r"[0-9A-Za-z]{1,4}$", value)
+    assert match is not None
+    return value[: match.start()] + match[0].translate(_NEXT)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import unquote
 
 import httpx
 import pytest
@@ -51,10 +52,12 @@ def shown(answer: httpx.Response) -> str:
     return f"{sorted(answer.headers.items())}\n{answer.text}"
 
 
-def as_of_nobody(text: str, names: Names) -> str:
-    """Return the text with what the request named left out."""
+def without_names(text: str, each: Asked, names: Names) -> str:
+    """Return the text without what the request named: an answer may repeat that, and no more."""
+    told = unquote(str(each.request(names)))
     for value in (names.address, *names.all(), names.environment):
-        text = text.replace(value, "<named>")
+        if value in told:
+            text = text.replace(value, "<named>")
     return text
 
 
@@ -88,15 +91,14 @@ def test_a_stranger_meets_nothing_of_another_workspace_and_changes_nothing_there
             for each in private():
                 answer = send(stranger, each, names)
                 what = f"{each.operation.name} {answer.status_code}: {answer.text}"
-                if not each.names_something:
-                    assert not [name for name in (*names.all(), *secrets) if name in shown(answer)], what
-                    continue
-                assert answer.status_code in {403, 404, 501}, what
-                # It may repeat what it was asked for, and no more.
-                assert not [secret for secret in secrets if secret in as_of_nobody(shown(answer), names)], what
-                nothing = send(stranger, each, names.unlike())
-                assert answer.status_code == nothing.status_code, what
-                assert as_of_nobody(answer.text, names) == as_of_nobody(nothing.text, names.unlike()), what
+                said = without_names(shown(answer), each, names)
+                assert not [word for word in (*names.all(), *secrets) if word in said], what
+                if each.names_something:
+                    assert answer.status_code in {403, 404, 501} | each.sample.refused, what
+                    nothing = send(stranger, each, names.unlike())
+                    assert answer.status_code == nothing.status_code, what
+                    said_of_nothing = without_names(nothing.text, each, names.unlike())
+                    assert without_names(answer.text, each, names) == said_of_nothing, what
     assert tenant.rows() == rows
     assert tenant.held() == held
 
@@ -107,7 +109,8 @@ def test_an_assistant_that_is_not_shared_with_a_key_is_not_used_by_it(gateway: S
             if each.uses_assistant:
                 answer = send(client, each, tenant.ended)
                 assert answer.status_code in {403, 404, 501}, (each.operation.name, answer.text)
-                assert MARK not in as_of_nobody(shown(answer), tenant.ended), each.operation.name
+                # Names may be repeated, they are of the key's own workspace; texts have a space behind the mark.
+                assert f"{MARK} " not in shown(answer), each.operation.name
 
 
 def test_the_owner_meets_all_of_it(gateway: ServedGateway, tenant: Tenant) -> None:
