@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -14,7 +16,7 @@ from tests.at_work import AT_HOME, Scene, Works, completion, said
 from tests.gateway.streaming import Streaming
 from tests.loopback_http import Asked, LoopbackHttp, Told
 from tests.loopback_provider import Reply, answers, chunk, streams
-from tests.processes import until
+from tests.processes import alive_in_group, until
 
 LOOKUP = {"type": "object", "properties": {"q": {"type": "string"}}, "required": ["q"]}
 
@@ -50,6 +52,16 @@ def kinds(events: list[Any]) -> list[str]:
         if not (kind == "text" and found[-1:] == ["text"]):
             found.append(kind)
     return found
+
+
+def another_takes_over(works: Works) -> None:
+    """Start another worker and kill -9 the first, whose leases are over at once."""
+    killed = works.process_group
+    works.start()
+    os.killpg(killed, signal.SIGKILL)
+    until(lambda: not alive_in_group(killed), what="it is dead")
+    for job_id in cast("list[bytes]", works.redis.zrange(names.LEASES, 0, -1)):
+        works.redis.zadd(names.LEASES, {job_id: 1})
 
 
 def test_tokens_arrive_before_the_provider_has_finished_and_the_next_turn_knows_them(
@@ -120,8 +132,7 @@ def test_a_worker_that_is_killed_in_mid_stream_ends_it_with_an_error_and_the_thr
     scene.plays(lambda _body, n: streams("Hel", never) if n == 1 else answers("Fine."))
     with own_streaming.streamed(scene.job("Hi", thread_id="t1")) as events:
         assert next(events) == "Hel"
-        own_works.kill()
-        own_works.start_again()
+        another_takes_over(own_works)
         assert list(events) == [{"error": "reply_lost"}]
     until(lambda: own_streaming.open == 0, what="its generator is closed")
     never.set()
@@ -145,9 +156,8 @@ def test_what_a_killed_worker_had_journaled_is_no_loss_and_the_stream_goes_on(
         with own_streaming.streamed(scene.job("Weather?")) as events:
             assert next(events) == "Hm."
             assert asked.wait(30)
-            own_works.kill()
+            another_takes_over(own_works)
             go.set()
-            own_works.start_again()
             told = ["Hm.", *events]
     assert kinds(told) == ["text", "tool_call", "step_ended", "tool_result", "text", "step_ended", "result", "done"]
     assert texts(told) == "Hm.It is sunny."
