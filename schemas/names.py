@@ -9,7 +9,7 @@ server's clock.
 | `aq:job:<job>` | hash | one job that has not ended: `record` (JSON of JobRecord), `state` (waiting, released, running, snoozed, blocked), `epoch`, `priority` (I, B), `route`, `batch`, `thread`, `enqueued_ms`; once they matter `owner` (the claim's token), `attempts`, `called_off` (why it ends without a call), `deaths` (leases that ended while it ran); while it makes a call under a cap `held_nano`, `held_on`, `held_sent` (worker/spend/reservation.lua) |
 | `aq:journal:<job>` | list | the job's finished steps, JSON, oldest first |
 | `aq:result:<job>` | string | JSON of JobResult; kept RESULT_TTL_S after the end; of a job that is not to be recorded UNRECORDED_RESULT_TTL_S, and with a webhook as long before as that takes (worker/webhooks/unrecorded.py) |
-| `aq:parts:<job>` | stream | what is told of a running job whose caller asked for each token, JSON of schemas/stream.py in the field `part`; gone PARTS_TTL_S after the last one |
+| `aq:parts:<job>` | stream | what is told of a running job whose caller asked for each token, JSON of schemas/stream.py in the field `part`; an entry's id is `<epoch>-<number in that epoch>`; gone PARTS_TTL_S after the last one, of a job that is not to be recorded UNRECORDED_RESULT_TTL_S after its end |
 | `aq:line:<line>` | list | waiting jobs of one batch, priority and assistant, head runs first; `<line>` is JobRecord.line |
 | `aq:routes` | hash | what decides a job's lane (InvokeJob.route) -> that lane, as workers found it |
 | `aq:ring`, `aq:lanes:…`, `aq:lines:…`, `aq:ring:left`, `aq:ring:now`, `aq:turn` | | whose turn it is: workspaces, their lanes, their lines; see schemas/lines.lua |

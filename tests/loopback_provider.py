@@ -16,7 +16,7 @@ import threading
 import time
 import zlib
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
@@ -33,6 +33,7 @@ class Reply:
     It waits for `hold`, then `delay_s`, then sends `status`, `headers` and `body`; with a
     `text` the body is a completion of it, and usage is counted. `cut`: announces the whole
     body, sends half and closes the connection. `hang_up`: closes it without a byte.
+    With `events` it streams them: a value as JSON, a text as it is; at a threading.Event it waits for it.
     """
 
     status: int = 200
@@ -43,6 +44,7 @@ class Reply:
     hang_up: bool = False
     hold: threading.Event | None = None
     delay_s: float = 0.0
+    events: Sequence[Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -73,6 +75,22 @@ def status(code: int, body: Any = None, headers: Mapping[str, str] | None = None
         body = {"error": {"message": f"scripted {code}", "type": "scripted_error", "param": None, "code": None}}
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     return Reply(status=code, body=data, headers=headers or {})
+
+
+def chunk(text: str | None = None, *, finish_reason: str | None = None, index: int = 0, **delta: Any) -> dict[str, Any]:
+    """Return a chunk of a streamed completion."""
+    told = delta if text is None else {"content": text, **delta}
+    choice = {"index": index, "delta": told, "finish_reason": finish_reason}
+    return {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": [choice]}
+
+
+def streams(*said: str | threading.Event, usage: tuple[int, int] | None = (10, 5)) -> Reply:
+    """Return a completion that is streamed: each text is a chunk; at an event the provider waits for it."""
+    events: list[Any] = [chunk(each) if isinstance(each, str) else each for each in said]
+    events.append(chunk(finish_reason="stop"))
+    if usage is not None:
+        events.append({**chunk(), "choices": [], "usage": {"prompt_tokens": usage[0], "completion_tokens": usage[1]}})
+    return Reply(events=(*events, "[DONE]"))
 
 
 def cut_connection() -> Reply:
@@ -227,12 +245,16 @@ class LoopbackProvider:
                 self._script_error = exc
                 reply = status(500)
         if reply.hold is not None:
-            with self._changed:
-                self._held.add(reply.hold)
-            if not self._closing.is_set():
-                reply.hold.wait()
+            self.wait_for(reply.hold)
         self._closing.wait(self._delay_s + reply.delay_s)
         return reply
+
+    def wait_for(self, event: threading.Event) -> None:
+        """Wait for the event; closing the provider sets it."""
+        with self._changed:
+            self._held.add(event)
+        if not self._closing.is_set():
+            event.wait()
 
     def done(self) -> None:
         """Count one chat request as no longer open."""
@@ -325,6 +347,9 @@ class _Handler(BaseHTTPRequestHandler):
         if reply.hang_up:
             self.close_connection = True
             return
+        if reply.events is not None:
+            self._stream(reply, reply.events)
+            return
         body = reply.body if reply.text is None else _completion(reply.text, request_body)
         self.send_response(reply.status)
         for name, value in {"Content-Type": "application/json", **reply.headers}.items():
@@ -335,6 +360,21 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
         if reply.cut:
             self.close_connection = True
+
+    def _stream(self, reply: Reply, events: Sequence[Any]) -> None:
+        self.close_connection = True
+        self.send_response(reply.status)
+        for name, value in {"Content-Type": "text/event-stream", "Connection": "close", **reply.headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        for event in events:
+            if isinstance(event, threading.Event):
+                self.wfile.flush()
+                self.server.provider.wait_for(event)
+            else:
+                data = event if isinstance(event, str) else json.dumps(event)
+                self.wfile.write(f"data: {data}\n\n".encode())
+        self.wfile.flush()
 
 
 def _completion(text: str, request_body: Any) -> bytes:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import suppress
 from typing import Any
 
 from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 # A proxy closes a connection that is silent for a minute.
 _PING_EVERY_S = 15.0
@@ -29,10 +30,27 @@ async def event_stream(events: AsyncIterator[str], *, headers: Mapping[str, str]
     """
     first = await anext(events)
     said = {"cache-control": "no-cache", "x-accel-buffering": "no", **(headers or {})}
-    return StreamingResponse(_with_pings(first, events), headers=said, media_type="text/event-stream")
+    return _EventStream(first, events, headers=said)
 
 
-async def _with_pings(first: str, events: AsyncIterator[str]) -> AsyncIterator[str]:
+class _EventStream(StreamingResponse):
+    """Closes its events at once when the client has gone, also one that was not reading."""
+
+    def __init__(self, first: str, events: AsyncIterator[str], *, headers: Mapping[str, str]) -> None:
+        self._sent = _with_pings(first, events)
+        self._events = events
+        super().__init__(self._sent, headers=headers, media_type="text/event-stream")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._sent.aclose()
+            # Where not even the first was sent.
+            await self._events.aclose()  # type: ignore[attr-defined]
+
+
+async def _with_pings(first: str, events: AsyncIterator[str]) -> AsyncGenerator[str]:
     coming: asyncio.Task[str] | None = None
     try:
         yield first
@@ -42,15 +60,14 @@ async def _with_pings(first: str, events: AsyncIterator[str]) -> AsyncIterator[s
             if not done:
                 yield ": ping\n\n"
                 continue
+            come, coming = coming, None
             try:
-                text = coming.result()
+                text = come.result()
             except StopAsyncIteration:
                 return
-            coming = None
             yield text
     finally:
         if coming is not None:
             coming.cancel()
             with suppress(asyncio.CancelledError, StopAsyncIteration):
                 await coming
-        await events.aclose()  # type: ignore[attr-defined]

@@ -33,7 +33,7 @@ class Switchboard:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Listen meanwhile."""
-        self._pubsub = self._redis.pubsub(ignore_subscribe_messages=True)
+        self._pubsub = self._redis.pubsub()
         await self._pubsub.subscribe(_OWN_CHANNEL)
         task = asyncio.create_task(self._listen(self._pubsub))
         try:
@@ -69,7 +69,9 @@ class Switchboard:
         while True:
             try:
                 async for message in pubsub.listen():
-                    self._wake(message["channel"].decode())
+                    # Also when the channel is subscribed to, as after an outage: words may have been lost before.
+                    if message["type"] in {"message", "subscribe"}:
+                        self._wake(message["channel"].decode())
             except redis.exceptions.RedisError as exc:
                 _log.warning("service_fault", part="redis", error=str(exc))
                 for channel in self._listeners:

@@ -4,9 +4,9 @@ Not in the files of the database, of the queue or of the logs, not in metrics, n
 tables. A control string of an ordinary job goes the same way, and is found, which shows that we look
 where things are.
 
-Two places keep such content for a time, by design, and the test makes that time pass: the result in
-Redis, for as long as its caller may ask for it, and the append-only file, which holds what was
-written until the server rewrites it.
+Three places keep such content for a time, by design, and the test makes that time pass: the result in
+Redis and what was streamed of it, for as long as its caller may ask for it, and the append-only file,
+which holds what was written until the server rewrites it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from schemas import names as redis_names
 from schemas.tables import Delivery
 from tests.at_work import AT_HOME, ENDS_WITHIN_S, Scene, Works, completion
 from tests.loopback_http import Asked, LoopbackHttp, Told
-from tests.loopback_provider import Reply, Script, answers, hang_until
+from tests.loopback_provider import Reply, Script, answers, hang_until, streams
 from tests.processes import until
 
 CANARY = "CANARY-b7c1-words"
@@ -82,6 +82,7 @@ ENDINGS: dict[str, tuple[str, Script, dict[str, Any]]] = {
     "has to wait": ("succeeded", first_then(Reply(status=429, body=QUOTE, headers={"retry-after": "0"}), GOOD), {}),
     "is invalid": ("invalid_output", always(GOOD), {"output": {"type": "enum", "enum": ["yes", "no"]}}),
     "misses a variable": ("failed", always(GOOD), {"template": [{"role": "user", "content": f"{{{{ {CANARY} }}}}"}]}),
+    "is streamed": ("succeeded", always(streams("said ", CANARY)), {"tell": "stream"}),
     "trips the worker": ("failed", always(calls("spite")), {}),
 }
 
@@ -244,9 +245,11 @@ def assert_all_was_told(works: Works, jobs: Enqueued, receiver: QuotingReceiver)
 
 
 def let_the_caller_s_minute_pass(works: Works, jobs: Enqueued) -> None:
-    """In Redis the results alone have content, and these for a minute, which this lets pass."""
+    """In Redis the results alone have content, and what was streamed, for a minute, which this lets pass."""
     holding = {key for key in works.redis.scan_iter() if CANARY in repr(value_of(works, key))}
-    assert holding <= {redis_names.result(job_id).encode() for job_id in jobs.unrecorded}
+    streamed = redis_names.parts(jobs.ids["is streamed"]).encode()
+    assert streamed in holding
+    assert holding <= {streamed, *(redis_names.result(job_id).encode() for job_id in jobs.unrecorded)}
     assert all(0 < works.redis.ttl(key) <= redis_names.UNRECORDED_RESULT_TTL_S for key in holding)
     for key in holding:
         works.redis.expire(key, 0)
@@ -287,6 +290,7 @@ def value_of(works: Works, key: Any) -> Any:
         b"list": lambda name: redis.lrange(name, 0, -1),
         b"set": redis.smembers,
         b"zset": lambda name: redis.zrange(name, 0, -1),
+        b"stream": redis.xrange,
     }[redis.type(key)](key)
 
 

@@ -34,6 +34,7 @@ OF_DRAMATIQ = ("aq:dq:__heartbeats__", "aq:dq:__acks__.")
 # These end by themselves.
 WITH_A_TIME = ("aq:result:", "aq:batch:", "aq:rows:", "aq:limit:", "aq:cells:", "aq:tickets:", "aq:held:", "aq:seen:",
                "aq:flush", "aq:rpm:")  # fmt: skip
+               "aq:flush", "aq:parts:")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,9 @@ def test_redis_holds_nothing_of_finished_jobs_but_what_ends_by_itself(works: Wor
         batch = works.producer.enqueue_many(jobs, webhook=url)
         assert batch.wait(timeout_s=60).finished == len(jobs)
         unrecorded = scene.enqueue("not to be kept", doNotRecord=True)
-        assert all(result.succeeded for result in works.results([unrecorded, scene.enqueue("alone")]))
+        streamed = scene.enqueue("to be streamed", tell="stream")
+        assert all(result.succeeded for result in works.results([unrecorded, streamed, scene.enqueue("alone")]))
+        assert works.redis.exists(names.parts(streamed))
         until(lambda: received, what="the webhook is delivered")
 
     def left_without_reason() -> list[str]:
@@ -93,7 +96,7 @@ def test_redis_holds_nothing_of_finished_jobs_but_what_ends_by_itself(works: Wor
     assert left_without_reason() == []
     assert works.redis.hlen(names.ROUTES) == 1
     kept = cast("list[bytes]", works.redis.keys("aq:result:*"))
-    assert len(kept) == len(jobs) + 2
+    assert len(kept) == len(jobs) + 3
     ttls = {key.decode(): works.redis.ttl(key) for key in kept}
     assert ttls.pop(names.result(unrecorded)) <= names.UNRECORDED_RESULT_TTL_S
     assert max(ttls.values()) <= names.RESULT_TTL_S

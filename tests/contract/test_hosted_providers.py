@@ -22,7 +22,17 @@ from schemas.quota_told import QuotaTold
 from schemas.tool import NamedFunction, NamedToolChoice
 from tests.loopback_hosted import AGENT_BASE, AGENT_MODEL, KEY, PASSAGE, THREAD_HEADER, Fault, LoopbackHosted
 from worker.providers.agent_endpoint import AgentEndpoint
-from worker.providers.base import ChatReply, ChatRequest, HostedCall, Provider
+from worker.providers.base import (
+    CallDelta,
+    ChatReply,
+    ChatRequest,
+    Delta,
+    HostedCall,
+    OnDelta,
+    Provider,
+    ResultDelta,
+    TextDelta,
+)
 from worker.providers.errors import (
     ContentFiltered,
     ContextLengthExceeded,
@@ -171,14 +181,19 @@ def request_for(case: Case, *messages: Message, hosted: dict[str, Any] | None = 
 
 
 def ask(
-    case: Case, server: LoopbackHosted, *requests: ChatRequest, key: str | None = KEY, timeout_s: float = 20.0
+    case: Case,
+    server: LoopbackHosted,
+    *requests: ChatRequest,
+    key: str | None = KEY,
+    timeout_s: float = 20.0,
+    on_delta: OnDelta | None = None,
 ) -> ChatReply:
     """Send the requests one after the other through one client and return the last reply."""
 
     async def main() -> ChatReply:
         async with httpx.AsyncClient(timeout=timeout_s, verify=TLS) as client:
             provider = case.build(client, server.url, key)
-            replies = [await provider.complete(request) for request in requests]
+            replies = [await provider.complete(request, on_delta=on_delta) for request in requests]
             return replies[-1]
 
     return asyncio.run(main())
@@ -224,6 +239,31 @@ def test_a_service_that_leaves_usage_away_is_not_taken_to_have_used_nothing(case
     server.counts_tokens = False
 
     assert ask(case, server, request_for(case, user("hello"))).usage is None
+
+
+@cases(ALL)
+def test_who_listens_is_told_the_answer_as_it_comes(case: Case, server: LoopbackHosted) -> None:
+    told: list[Delta] = []
+
+    reply = ask(case, server, request_for(case, user("hello")), on_delta=told.append)
+
+    assert sent(server)["stream"] is True
+    assert len(told) > 1
+    assert "".join(delta.text for delta in told if isinstance(delta, TextDelta)) == reply.content
+
+
+@cases([case for case in LANGDOCKS if case.streams])
+def test_who_listens_is_told_the_rounds_of_a_services_own_tools(case: Case, server: LoopbackHosted) -> None:
+    told: list[Delta] = []
+
+    asked = request_for(case, user("hello"), hosted={"assistant": "asst_tools"})
+    reply = ask(case, server, asked, on_delta=told.append)
+
+    calls = [delta.id for delta in told if isinstance(delta, CallDelta)]
+    assert calls == [call.id for message in reply.exchanged for call in message.tool_calls]
+    assert calls == [delta.call_id for delta in told if isinstance(delta, ResultDelta)]
+    last = max(at for at, delta in enumerate(told) if isinstance(delta, ResultDelta))
+    assert "".join(delta.text for delta in told[last:] if isinstance(delta, TextDelta)) == reply.content
 
 
 @cases(ALL)

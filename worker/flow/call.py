@@ -14,7 +14,7 @@ from worker.flow.decide import decide_budget, decide_called_off, decide_error, d
 from worker.flow.turn import await_turn
 from worker.limits.base import Granted, Limiter, Stopped
 from worker.limits.learned import EstimateKey, Estimates
-from worker.providers.base import ChatRequest, Provider
+from worker.providers.base import ChatRequest, OnDelta, Provider
 from worker.providers.errors import ProviderError, StructuredOutputUnsupported, Unreachable
 from worker.queue.leases import Leases
 from worker.queue.queue import CalledOff, Claimed, JobQueue
@@ -67,8 +67,12 @@ class Calls:
         provider: Provider,
         lane: Lane,
         key: EstimateKey,
+        on_delta: OnDelta | None = None,
     ) -> Journaled | Outcome | StructuredOutputUnsupported:
-        """Wait for the turn, call, and journal the reply as the job's `index`-th step."""
+        """Wait for the turn, call, and journal the reply as the job's `index`-th step.
+
+        `on_delta` is told what the provider says as it comes.
+        """
         expected = self._estimates.expect(request, key)
         tokens = expected.total
         quote = self._spending.quote(claimed, lane, expected, max_tokens=request.max_tokens)
@@ -94,7 +98,7 @@ class Calls:
             raise
         began_s = time.monotonic()
         try:
-            reply = await provider.complete(request)
+            reply = await provider.complete(request, on_delta=on_delta)
         except ProviderError as error:
             self._tell(claimed, lane, began_s, outcome=type(error).__name__, status=error.http_status)
             return await self._met(error, claimed, lane, answer, quote)

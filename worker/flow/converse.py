@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
 from schemas.assistant import ProviderKind
@@ -15,15 +16,17 @@ from worker.events import Events, ToolCalled
 from worker.flow.call import SHUTTING_DOWN, Calls, Journaled
 from worker.flow.decide import decide_called_off, decide_error, decide_tools
 from worker.flow.moves import Ask, Rules, RunTools, next_move
+from worker.flow.narrate import Narrator
 from worker.flow.prepare import Prepared
 from worker.flow.request import estimate_key, request_of
 from worker.limits.base import Limiter
 from worker.limits.learned import Estimates
-from worker.providers.base import Provider, StructuredOutput
+from worker.providers.base import OnDelta, Provider, StructuredOutput
 from worker.providers.errors import StructuredOutputUnsupported
 from worker.queue.leases import Leases
 from worker.queue.queue import CalledOff, Claimed, JobQueue
 from worker.queue.steps import AnyStep, ReplyStep, ToolStep
+from worker.queue.telling import telling
 from worker.spend.spending import Spending
 from worker.tools.base import ToolAnswer, Toolbox, Tools, ToolsUnavailable
 
@@ -89,15 +92,28 @@ class Conversation:
         try:
             recorded = not claimed.record.job.do_not_record
             opened = self._toolbox.open(prepared.tools, workspace=claimed.record.job.workspace, recorded=recorded)
-            async with opened as tools:
-                return await self._converse(claimed, prepared, provider, tools)
+            async with self._narrating(claimed, prepared) as narrator, opened as tools:
+                return await self._converse(claimed, prepared, provider, tools, narrator)
         except ToolsUnavailable as error:
             outcome = decide_tools(error, attempt=claimed.attempts + 1, max_attempts=self._max_attempts)
             if claimed.record.job.do_not_record and isinstance(outcome, Snoozed):
                 outcome = replace(outcome, reason=f"{type(error).__name__}; the words are not recorded")
             return Conversed(outcome=outcome, steps=claimed.journal)
 
-    async def _converse(self, claimed: Claimed, prepared: Prepared, provider: Provider, tools: Tools) -> Conversed:
+    @asynccontextmanager
+    async def _narrating(self, claimed: Claimed, prepared: Prepared) -> AsyncIterator[Narrator]:
+        """Give what tells the run to a caller who streams; when it ends, all of it is told."""
+        if claimed.record.job.tell != "stream":
+            yield Narrator(None, texts=False)
+            return
+        async with telling(self._queue, claimed) as parts:
+            narrator = Narrator(parts.tell, texts=prepared.output is None)
+            narrator.begin(claimed, prepared)
+            yield narrator
+
+    async def _converse(
+        self, claimed: Claimed, prepared: Prepared, provider: Provider, tools: Tools, narrator: Narrator
+    ) -> Conversed:
         config = prepared.config
         rules = Rules(output=prepared.output, max_steps=prepared.max_steps, max_repairs=config.max_repairs)
         lane = Lane(workspace=claimed.record.job.workspace, provider=provider.name, model=prepared.model)
@@ -111,13 +127,20 @@ class Conversation:
         while True:
             match move:
                 case Ask():
-                    made = await self._buy(claimed, prepared, move, steps, provider=provider, tools=tools, lane=lane)
+                    listener = narrator.listener(len(steps))
+                    made = await self._buy(
+                        claimed, prepared, move, steps, provider=provider, tools=tools, lane=lane, on_delta=listener
+                    )
+                    if isinstance(made, Snoozed) and narrator.has_said(len(steps)):
+                        # It was relayed, and another try would say something else.
+                        made = Failed(code=made.code, error=made.reason)
                     if not isinstance(made, Journaled):
                         return Conversed(outcome=made, steps=steps)
+                    narrator.journaled(made.steps, first=len(steps))
                 case RunTools():
                     if self._clock.stopping:
                         return Conversed(outcome=SHUTTING_DOWN, steps=steps)
-                    made = await self._run_tools(claimed, move, tools, first=len(steps))
+                    made = await self._run_tools(claimed, move, tools, narrator, first=len(steps))
                 case _:
                     return Conversed(outcome=move, steps=steps)
             steps += made.steps
@@ -135,6 +158,7 @@ class Conversation:
         provider: Provider,
         tools: Tools,
         lane: Lane,
+        on_delta: OnDelta | None,
     ) -> Journaled | Outcome:
         """Buy one completion; a provider without native structured output is asked once more, by instruction."""
         key = estimate_key(claimed.record, prepared)
@@ -151,7 +175,14 @@ class Conversation:
                 thread_ref=refs[-1] if refs else prepared.thread_ref,
             )
             bought = await self._calls.make(
-                claimed, request, index=len(steps), kind=prepared.provider, provider=provider, lane=lane, key=key
+                claimed,
+                request,
+                index=len(steps),
+                kind=prepared.provider,
+                provider=provider,
+                lane=lane,
+                key=key,
+                on_delta=on_delta,
             )
             if not isinstance(bought, StructuredOutputUnsupported):
                 return bought
@@ -165,7 +196,9 @@ class Conversation:
             return "instructed" if lane in self._instructed else "native"
         return wanted
 
-    async def _run_tools(self, claimed: Claimed, move: RunTools, tools: Tools, *, first: int) -> Journaled:
+    async def _run_tools(
+        self, claimed: Claimed, move: RunTools, tools: Tools, narrator: Narrator, *, first: int
+    ) -> Journaled:
         """Run the calls; each answer is journaled as it comes, from the `first`-th step on, and then final."""
         positions = tuple(move.calls)
         steps: list[AnyStep] = []
@@ -178,6 +211,7 @@ class Conversation:
             step = ToolStep(position=positions[call], answer=told)
             async with one_by_one:
                 called_off = await self._queue.append(claimed, step, index=first + len(steps))
+                narrator.journaled((step,), first=first + len(steps))
                 steps.append(step)
             self._events.emit(
                 ToolCalled(

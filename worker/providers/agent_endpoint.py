@@ -8,7 +8,8 @@ from typing import Any, Literal
 import httpx
 
 from schemas.lane import provider_name
-from worker.providers.base import ChatReply, ChatRequest, HostedCall
+from worker.providers.base import ChatReply, ChatRequest, HostedCall, OnDelta
+from worker.providers.chunks import telling
 from worker.providers.completion import given, read_completion, tool_choice_body, tools_body
 from worker.providers.errors import RequestRefused, StructuredOutputUnsupported
 from worker.providers.exchange import path_segment, post
@@ -43,12 +44,12 @@ class AgentEndpoint:
         self._api_key = api_key
         self.name = provider_name(base_url)
 
-    async def complete(self, request: ChatRequest) -> ChatReply:
+    async def complete(self, request: ChatRequest, *, on_delta: OnDelta | None = None) -> ChatReply:
         """Ask the agent; raises a ProviderError."""
         with presentable(self._api_key):
-            return await self._complete(request)
+            return await self._complete(request, on_delta)
 
-    async def _complete(self, request: ChatRequest) -> ChatReply:
+    async def _complete(self, request: ChatRequest, on_delta: OnDelta | None) -> ChatReply:
         hosted = request.hosted
         if hosted is None or hosted.assistant is None:
             raise RequestRefused("an agent endpoint needs the agent's id")
@@ -59,8 +60,9 @@ class AgentEndpoint:
             f"{self._base_url}/{path_segment(hosted.assistant)}/chat/completions",
             name=self.name,
             headers=self._headers,
-            body=_body(request, hosted, stream=self._stream),
+            body=_body(request, hosted, stream=self._stream or on_delta is not None),
             request=request,
+            on_event=telling(on_delta),
         )
         reply = read_completion(answer, name=self.name, request=request)
         return reply if reply.thread_ref else replace(reply, thread_ref=hosted.thread_ref)

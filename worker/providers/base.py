@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -97,6 +98,38 @@ class ChatReply:
     sent_after_s: float = field(default=0.0, compare=False)
 
 
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """More text of the reply's choice `index`."""
+
+    text: str
+    index: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CallDelta:
+    """More of the call at this place of the reply's first choice: id and name come first, once, with it."""
+
+    position: int
+    id: str | None = None
+    name: str | None = None
+    arguments: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ResultDelta:
+    """What one of a hosted assistant's own tools answered; text that follows begins anew."""
+
+    call_id: str
+    name: str | None
+    content: str
+
+
+Delta = TextDelta | CallDelta | ResultDelta
+OnDelta = Callable[[Delta], None]
+"""Told what a reply says while it comes. It neither waits nor raises."""
+
+
 class Provider(Protocol):
     """A service that completes chats. Every failure is a ProviderError (providers/errors.py)."""
 
@@ -105,6 +138,10 @@ class Provider(Protocol):
         """Return the name that lanes, metrics and messages use."""
         ...
 
-    async def complete(self, request: ChatRequest) -> ChatReply:
-        """Buy one completion."""
+    async def complete(self, request: ChatRequest, *, on_delta: OnDelta | None = None) -> ChatReply:
+        """Buy one completion.
+
+        With `on_delta` the provider is asked to stream, where it can, and what it says is told as it comes:
+        all of it, some or nothing, but nothing that is no part of the reply.
+        """
         ...

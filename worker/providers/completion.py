@@ -7,87 +7,17 @@ import uuid
 from collections.abc import Iterable
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-
 from schemas.chat import ToolCall, Usage
 from worker.providers.base import ChatReply, ChatRequest
-from worker.providers.errors import ProviderError, ReplyLost, ReplyMalformed
+from worker.providers.chunks import joined
+from worker.providers.completion_forms import Call, Completion, Message
+from worker.providers.errors import ReplyMalformed
 from worker.providers.exchange import Answer
-from worker.providers.http_errors import error_in_stream, words_of
-from worker.providers.sse import Stream
+from worker.providers.http_errors import words_of
 from worker.providers.texts import mended
 
 # What a database column holds.
 _TOKENS_MAX = 2**31 - 1
-
-
-class _Lenient(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-
-
-class _Function(_Lenient):
-    name: str | None = None
-    arguments: str | None = None
-
-    @field_validator("arguments", mode="before")
-    @classmethod
-    def _objects_are_text(cls, arguments: Any) -> Any:
-        """Some servers give the object instead of its JSON text."""
-        return json.dumps(arguments, ensure_ascii=False) if isinstance(arguments, dict | list) else arguments
-
-
-class _Call(_Lenient):
-    index: int | None = None
-    id: str | None = None
-    function: _Function = Field(default_factory=_Function)
-
-
-class _Message(_Lenient):
-    """A message, or the delta of one."""
-
-    content: str | None = None
-    refusal: str | None = None
-    tool_calls: list[_Call] | None = None
-    function_call: _Function | None = None
-
-    @field_validator("content", mode="before")
-    @classmethod
-    def _parts_are_text(cls, content: Any) -> Any:
-        """Some servers give parts, of which the text is the answer."""
-        if isinstance(content, list):
-            return "".join(part.get("text") or "" for part in content if isinstance(part, dict))
-        return content
-
-
-class _Choice(_Lenient):
-    index: int | None = None
-    message: _Message
-    finish_reason: str | None = None
-
-
-class _ChunkChoice(_Lenient):
-    index: int | None = None
-    delta: _Message = Field(default_factory=_Message)
-    finish_reason: str | None = None
-
-
-class _Beside(_Lenient):
-    """What stands beside the choices of a completion and of its chunks; two of them are the agent endpoint's."""
-
-    # None of these is worth losing a reply over that is paid for: they are read leniently.
-    session_id: Any = None
-    index_context_info: Any = None
-    usage: Any = None
-
-
-class _Completion(_Beside):
-    model: str | None = None
-    choices: list[_Choice]
-
-
-class _Chunk(_Beside):
-    model: str | None = None
-    choices: list[_ChunkChoice] = Field(default_factory=list)
 
 
 def tools_body(request: ChatRequest) -> list[dict[str, Any]] | None:
@@ -136,7 +66,7 @@ def read_completion(answer: Answer, *, name: str, request: ChatRequest) -> ChatR
     `retrieved`.
     """
     stream = answer.stream
-    completion = _parsed(answer) if stream is None else _joined(stream, name=name, request=request)
+    completion = _parsed(answer) if stream is None else joined(stream, name=name, request=request)
     if not completion.choices:
         raise ReplyMalformed("a completion without choices", http_status=answer.status)
     first, *others = sorted(completion.choices, key=lambda choice: choice.index or 0)
@@ -166,111 +96,22 @@ def no_completion(answer: Answer, what: str) -> ReplyMalformed:
     return ReplyMalformed(f"a 2xx answer without {what}: {words}", http_status=answer.status)
 
 
-def lost(cut: str | None, *, name: str) -> ReplyLost:
-    """Return the error for a stream that ended before its reply did."""
-    return ReplyLost(
-        f"{name} did not finish its answer: {cut or 'the stream said nothing that ends it'}", http_status=200
-    )
-
-
-def _parsed(answer: Answer) -> _Completion:
+def _parsed(answer: Answer) -> Completion:
     try:
         # Not Pydantic's own reader, which refuses half a character.
-        return _Completion.model_validate(json.loads(answer.content))
+        return Completion.model_validate(json.loads(answer.content))
     except (ValueError, RecursionError) as exc:
         raise no_completion(answer, "a completion") from exc
 
 
-def _joined(stream: Stream, *, name: str, request: ChatRequest) -> _Completion:
-    """Put the chunks of a stream together."""
-    choices: dict[int, _ChoiceInParts] = {}
-    whole = _Completion(choices=[])
-    for event in stream.events:
-        error = _error_in(event, request)
-        if error is not None:
-            raise error
-        try:
-            chunk = _Chunk.model_validate(event)
-        except ValidationError as exc:
-            raise ReplyMalformed(f"a chunk that is none: {event}", http_status=200) from exc
-        whole.model = chunk.model or whole.model
-        whole.usage = chunk.usage or whole.usage
-        whole.session_id = chunk.session_id or whole.session_id
-        whole.index_context_info = chunk.index_context_info or whole.index_context_info
-        for part in chunk.choices:
-            choices.setdefault(part.index or 0, _ChoiceInParts()).add(part)
-    finished = [choice for choice in choices.values() if choice.finish_reason]
-    if stream.cut is not None and len(finished) < max(len(choices), request.n or 1):
-        raise lost(stream.cut, name=name)
-    whole.choices = [choice.joined(index) for index, choice in choices.items()]
-    return whole
-
-
-def _error_in(event: Any, request: ChatRequest) -> ProviderError | None:
-    failed = isinstance(event, dict) and (event.get("error") or event.get("type") == "error")
-    return error_in_stream(event, request=request) if failed else None
-
-
-class _ChoiceInParts:
-    """One choice of a stream, as far as it has come."""
-
-    def __init__(self) -> None:
-        self.finish_reason: str | None = None
-        self._content: list[str] = []
-        self._refusal: list[str] = []
-        self._calls: dict[int, _CallInParts] = {}
-        self._function_call: _CallInParts | None = None
-
-    def add(self, part: _ChunkChoice) -> None:
-        self.finish_reason = part.finish_reason or self.finish_reason
-        self._content.append(part.delta.content or "")
-        self._refusal.append(part.delta.refusal or "")
-        for call in part.delta.tool_calls or ():
-            self._calls.setdefault(self._place_of(call), _CallInParts()).add(call.id, call.function)
-        if part.delta.function_call is not None:
-            self._function_call = self._function_call or _CallInParts()
-            self._function_call.add(None, part.delta.function_call)
-
-    def _place_of(self, call: _Call) -> int:
-        """Some servers leave the index away: a new id is a new call then, and no id belongs to the last one."""
-        if call.index is not None:
-            return call.index
-        last = max(self._calls, default=-1)
-        return last + 1 if last < 0 or (call.id and call.id != self._calls[last].id) else last
-
-    def joined(self, index: int) -> _Choice:
-        message = _Message(
-            content="".join(self._content),
-            refusal="".join(self._refusal) or None,
-            tool_calls=[self._calls[place].joined() for place in sorted(self._calls)],
-            function_call=self._function_call.joined().function if self._function_call else None,
-        )
-        return _Choice(index=index, message=message, finish_reason=self.finish_reason)
-
-
-class _CallInParts:
-    def __init__(self) -> None:
-        self.id: str | None = None
-        self._name: str | None = None
-        self._arguments: list[str] = []
-
-    def add(self, call_id: str | None, function: _Function) -> None:
-        self.id = self.id or call_id
-        self._name = self._name or function.name
-        self._arguments.append(function.arguments or "")
-
-    def joined(self) -> _Call:
-        return _Call(id=self.id, function=_Function(name=self._name, arguments="".join(self._arguments)))
-
-
-def _tool_calls(message: _Message) -> tuple[ToolCall, ...]:
+def _tool_calls(message: Message) -> tuple[ToolCall, ...]:
     calls = list(message.tool_calls or ())
     if not calls and message.function_call is not None:
-        calls = [_Call(function=message.function_call)]
+        calls = [Call(function=message.function_call)]
     return tuple(_with_own_ids(calls))
 
 
-def _with_own_ids(calls: Iterable[_Call]) -> Iterable[ToolCall]:
+def _with_own_ids(calls: Iterable[Call]) -> Iterable[ToolCall]:
     """Give each call an id that no other has, for answers name it so; some servers give none, or one twice."""
     seen: set[str] = set()
     for call in calls:

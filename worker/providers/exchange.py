@@ -17,7 +17,7 @@ from worker.providers.base import ChatRequest
 from worker.providers.errors import ProviderError, RequestRefused
 from worker.providers.http_errors import error_of, transport_errors
 from worker.providers.rate_headers import told_by
-from worker.providers.sse import Stream, is_stream, read_stream
+from worker.providers.sse import OnEvent, Stream, is_stream, read_stream
 from worker.providers.transport import SENT_AT, AiohttpTransport
 
 # llama.cpp's server ends an idle connection after 5 s; leave it before it leaves us.
@@ -68,8 +68,11 @@ async def post(
     body: Mapping[str, Any],
     request: ChatRequest,
     thread_header: str | None = None,
+    on_event: OnEvent | None = None,
 ) -> Answer:
     """Send the body as JSON and return the answer, whether it comes whole or as a stream.
+
+    The events of a stream are told to `on_event` as they come.
 
     Raises a ProviderError, for any status but 2xx too; it carries the value of
     `thread_header`, where even the failure has that header, and what it tells of limits.
@@ -84,7 +87,8 @@ async def post(
             told = told_by(response.headers)
             after_s = (response.extensions.get(SENT_AT) or began_s) - began_s
             if is_stream(response):
-                return Answer(response.status_code, response.headers, b"", await read_stream(response), told, after_s)
+                stream = await read_stream(response, on_event)
+                return Answer(response.status_code, response.headers, b"", stream, told, after_s)
             return Answer(response.status_code, response.headers, await response.aread(), None, told, after_s)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from worker.providers.base import ChatReply, ChatRequest
+from worker.providers.base import ChatReply, ChatRequest, OnDelta
 from worker.providers.errors import ProviderError
 
 
@@ -18,8 +18,8 @@ class FakeProvider:
         self._script = iter(script)
         self.requests: list[ChatRequest] = []
 
-    async def complete(self, request: ChatRequest) -> ChatReply:
-        """Return or raise the next answer."""
+    async def complete(self, request: ChatRequest, *, on_delta: OnDelta | None = None) -> ChatReply:  # noqa: ARG002
+        """Return or raise the next answer; it streams nothing."""
         self.requests.append(request)
         answer = next(self._script, None)
         if answer is None:

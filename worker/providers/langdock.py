@@ -21,15 +21,16 @@ import httpx
 from schemas.chat import ImagePart, Message, TextPart
 from schemas.lane import provider_name
 from schemas.output import OutputSpec
-from worker.providers.base import ChatReply, ChatRequest, HostedCall
-from worker.providers.completion import given, lost, no_completion
+from worker.providers.base import ChatReply, ChatRequest, HostedCall, OnDelta
+from worker.providers.chunks import lost
+from worker.providers.completion import given, no_completion
 from worker.providers.errors import RequestRefused, StructuredOutputUnsupported, ToolsUnsupported
 from worker.providers.exchange import Answer, post
 from worker.providers.folding import system_text, without_system
 from worker.providers.http_errors import error_in_stream, presentable
 from worker.providers.sse import Stream
 from worker.providers.texts import mended
-from worker.providers.transcript import Transcript
+from worker.providers.transcript import Transcript, telling
 
 Api = Literal["assistant", "agent"]
 
@@ -63,12 +64,12 @@ class Langdock:
         self._api_key = api_key
         self.name = provider_name(base_url)
 
-    async def complete(self, request: ChatRequest) -> ChatReply:
+    async def complete(self, request: ChatRequest, *, on_delta: OnDelta | None = None) -> ChatReply:
         """Ask the assistant; raises a ProviderError."""
         with presentable(self._api_key):
-            return await self._complete(request)
+            return await self._complete(request, on_delta)
 
-    async def _complete(self, request: ChatRequest) -> ChatReply:
+    async def _complete(self, request: ChatRequest, on_delta: OnDelta | None) -> ChatReply:
         hosted = request.hosted
         if hosted is None:
             raise RequestRefused("Langdock needs an assistant: its id, or a temporary one's instructions")
@@ -81,8 +82,9 @@ class Langdock:
             self._url,
             name=self.name,
             headers=self._headers,
-            body=_body(request, hosted, api=self._api, stream=self._stream),
+            body=_body(request, hosted, api=self._api, stream=self._stream or on_delta is not None),
             request=request,
+            on_event=telling(on_delta),
         )
         if answer.stream is None:
             return _reply(answer)

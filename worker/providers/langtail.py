@@ -10,7 +10,8 @@ from urllib.parse import quote
 import httpx
 
 from schemas.lane import provider_name
-from worker.providers.base import ChatReply, ChatRequest, HostedCall
+from worker.providers.base import ChatReply, ChatRequest, HostedCall, OnDelta
+from worker.providers.chunks import telling
 from worker.providers.completion import given, read_completion, response_format_body, tool_choice_body, tools_body
 from worker.providers.errors import ProviderError, RequestRefused
 from worker.providers.exchange import path_segment, post
@@ -36,12 +37,12 @@ class Langtail:
         self._api_key = api_key
         self.name = provider_name(base_url)
 
-    async def complete(self, request: ChatRequest) -> ChatReply:
+    async def complete(self, request: ChatRequest, *, on_delta: OnDelta | None = None) -> ChatReply:
         """Invoke the assistant; raises a ProviderError."""
         with presentable(self._api_key):
-            return await self._complete(request)
+            return await self._complete(request, on_delta)
 
-    async def _complete(self, request: ChatRequest) -> ChatReply:
+    async def _complete(self, request: ChatRequest, on_delta: OnDelta | None) -> ChatReply:
         hosted = request.hosted
         if hosted is None or hosted.assistant is None:
             raise RequestRefused("Langtail needs the assistant's path: workspace/project/assistant/environment")
@@ -50,9 +51,10 @@ class Langtail:
             f"{self._base_url}/{_path(hosted.assistant)}",
             name=self.name,
             headers=self._headers,
-            body=_body(request, hosted, stream=self._stream),
+            body=_body(request, hosted, stream=self._stream or on_delta is not None),
             request=request,
             thread_header=THREAD_HEADER,
+            on_event=telling(on_delta),
         )
         thread_ref = answer.headers.get(THREAD_HEADER) or hosted.thread_ref
         try:

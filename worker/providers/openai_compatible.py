@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+import re
+from enum import IntEnum
 from typing import Any
 
 import httpx
 
 from schemas.lane import provider_name
-from worker.providers.base import ChatReply, ChatRequest
+from worker.providers.base import ChatReply, ChatRequest, OnDelta
+from worker.providers.chunks import telling
 from worker.providers.completion import given, read_completion, response_format_body, tool_choice_body, tools_body
-from worker.providers.exchange import http_client, post
+from worker.providers.errors import RequestRefused
+from worker.providers.exchange import Answer, http_client, post
 from worker.providers.http_errors import presentable
 
 __all__ = ["OpenAICompatible", "http_client"]
+
+
+# How servers refuse to stream, or to count what they streamed: they name the field, or say it in words.
+_NO_STREAM_OPTIONS = re.compile(r"stream[_ ]options|include[_ ]usage", re.IGNORECASE)
+_NO_STREAM = re.compile(r"\bstream(?:ing|ed|s)?\b", re.IGNORECASE)
+
+
+class _Streams(IntEnum):
+    """How much of streaming a server can, as far as is known."""
+
+    NOT_AT_ALL = 0
+    UNCOUNTED = 1
+    COUNTED = 2
 
 
 class OpenAICompatible:
@@ -24,16 +41,54 @@ class OpenAICompatible:
         self._url = f"{base_url.rstrip('/')}/chat/completions"
         self._headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         self._api_key = api_key
+        self._streams = _Streams.COUNTED
         self.name = provider_name(base_url)
 
-    async def complete(self, request: ChatRequest) -> ChatReply:
-        """Buy one completion; raises a ProviderError. A server that streams unasked is understood too."""
-        headers = self._headers | ({"idempotency-key": request.step_id} if request.step_id else {})
+    async def complete(self, request: ChatRequest, *, on_delta: OnDelta | None = None) -> ChatReply:
+        """Buy one completion; raises a ProviderError. A server that streams unasked is understood too.
+
+        One that refuses to stream as it is asked to, before a word, is asked once more, and so from then on.
+        """
         with presentable(self._api_key):
-            answer = await post(
-                self._client, self._url, name=self.name, headers=headers, body=_body(request), request=request
-            )
+            answer = await self._ask(request, on_delta)
             return read_completion(answer, name=self.name, request=request)
+
+    async def _ask(self, request: ChatRequest, on_delta: OnDelta | None) -> Answer:
+        streams = self._streams if on_delta is not None else _Streams.NOT_AT_ALL
+        while True:
+            try:
+                answer = await post(
+                    self._client,
+                    self._url,
+                    name=self.name,
+                    headers=self._headers | ({"idempotency-key": request.step_id} if request.step_id else {}),
+                    body=_body(request) | _STREAM_BODIES[streams],
+                    request=request,
+                    on_event=telling(on_delta),
+                )
+            except RequestRefused as refused:
+                can = _still_streams(str(refused), streams)
+                if can is streams:
+                    raise
+                streams = can
+                continue
+            if on_delta is not None:
+                # Only now: a refusal may quote a prompt that speaks of streams.
+                self._streams = min(self._streams, streams)
+            return answer
+
+
+_STREAM_BODIES: dict[_Streams, dict[str, Any]] = {
+    _Streams.NOT_AT_ALL: {},
+    _Streams.UNCOUNTED: {"stream": True},
+    _Streams.COUNTED: {"stream": True, "stream_options": {"include_usage": True}},
+}
+
+
+def _still_streams(refusal: str, asked: _Streams) -> _Streams:
+    if asked is _Streams.COUNTED and _NO_STREAM_OPTIONS.search(refusal):
+        return _Streams.UNCOUNTED
+    return _Streams.NOT_AT_ALL if _NO_STREAM.search(refusal) else asked
 
 
 def _body(request: ChatRequest) -> dict[str, Any]:

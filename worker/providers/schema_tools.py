@@ -18,7 +18,7 @@ from pydantic_core import from_json
 
 from schemas.chat import Message, TextPart, ToolCall
 from schemas.tool import NamedToolChoice
-from worker.providers.base import ChatReply, ChatRequest, Provider
+from worker.providers.base import ChatReply, ChatRequest, OnDelta, Provider
 from worker.providers.errors import ReplyMalformed
 from worker.providers.texts import mended
 from worker.tools.base import ToolDefinition
@@ -35,8 +35,11 @@ class SchemaTools:
         self._provider = provider
         self.name = provider.name
 
-    async def complete(self, request: ChatRequest) -> ChatReply:
-        """Buy one completion; without tools to call, the request goes through but for its old calls."""
+    async def complete(self, request: ChatRequest, *, on_delta: OnDelta | None = None) -> ChatReply:
+        """Buy one completion; without tools to call, the request goes through but for its old calls.
+
+        With them nothing is told as it comes: it is JSON of ours, not the answer.
+        """
         plain = replace(
             request,
             messages=tuple(_plain(message) for message in request.messages),
@@ -45,7 +48,7 @@ class SchemaTools:
             parallel_tool_calls=None,
         )
         if not request.tools or request.tool_choice == "none":
-            return await self._provider.complete(plain)
+            return await self._provider.complete(plain, on_delta=on_delta)
         reply = await self._provider.complete(
             replace(
                 plain,

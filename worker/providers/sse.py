@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from worker.providers.errors import ReplyMalformed
 
 _MEDIA_TYPE = "text/event-stream"
 _END = "[DONE]"
+OnEvent = Callable[[Any], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +36,10 @@ def is_stream(response: httpx.Response) -> bool:
     return content_type.partition(";")[0].strip().lower() == _MEDIA_TYPE
 
 
-async def read_stream(response: httpx.Response) -> Stream:
+async def read_stream(response: httpx.Response, on_event: OnEvent | None = None) -> Stream:
     """Read the events up to `[DONE]`; raises ReplyMalformed for one that is no JSON.
+
+    Each is told to `on_event` as it comes, but those that tell an error.
 
     What comes after `[DONE]` is not waited for, and the connection is not used again: there
     are servers that close it there, whatever their headers say.
@@ -49,6 +53,8 @@ async def read_stream(response: httpx.Response) -> Stream:
                 if event.data:
                     value = _value(event.data, response.status_code)
                     events.append({"error": value} if event.event == "error" and not _is_error(value) else value)
+                    if on_event is not None and not _tells_error(events[-1]):
+                        on_event(value)
     except (httpx.TimeoutException, httpx.TransportError) as exc:
         return Stream(events=tuple(events), cut=f"the stream was cut: {str(exc) or type(exc).__name__}")
     return Stream(events=tuple(events), cut=f"the stream ended without {_END}")
@@ -59,6 +65,11 @@ def _value(data: str, status: int) -> Any:
         return json.loads(data)
     except (ValueError, RecursionError) as exc:
         raise ReplyMalformed(f"an event that is no JSON: {data[:200]!r}", http_status=status) from exc
+
+
+def _tells_error(value: Any) -> bool:
+    # Some servers say `"error": null` in every chunk.
+    return _is_error(value) and bool(value.get("error") or value.get("type") == "error")
 
 
 def _is_error(value: Any) -> bool:

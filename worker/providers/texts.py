@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 
 
@@ -20,6 +21,20 @@ def mended(value: Any) -> Any:
             return [mended(item) for item in value]
         case _:
             return value
+
+
+class Halves:
+    """Texts that come in pieces: a half of a character at the end of one waits for the next."""
+
+    def __init__(self) -> None:
+        self._left: dict[Hashable, str] = {}
+
+    def joined(self, of: Hashable, piece: str) -> str:
+        """Return what can be told now of the text `of`."""
+        text = self._left.pop(of, "") + piece
+        if text and "\ud800" <= text[-1] <= "\udbff":
+            self._left[of], text = text[-1], text[:-1]
+        return str(mended(text))
 
 
 def _is_whole(text: str) -> bool:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from schemas.chat import Message, ToolCall
-from worker.providers.texts import mended
+from worker.providers.base import CallDelta, OnDelta, ResultDelta, TextDelta
+from worker.providers.sse import OnEvent
+from worker.providers.texts import Halves, mended
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +21,40 @@ class Said:
 
     answer: str | None
     exchanged: tuple[Message, ...]
+
+
+def telling(on_delta: OnDelta | None) -> OnEvent | None:
+    """Return who takes the events of a stream one by one and tells what they say, None if nobody listens."""
+    return _Deltas(on_delta).event if on_delta is not None else None
+
+
+class _Deltas:
+    """Tells texts, and the calls of the assistant's own tools that have an id."""
+
+    def __init__(self, on_delta: OnDelta) -> None:
+        self._on_delta = on_delta
+        self._halves = Halves()
+        self._calls: list[str] = []
+
+    def event(self, event: Any) -> None:
+        kind = event.get("type") if isinstance(event, dict) else None
+        call_id = str(event.get("toolCallId") or "") if kind else ""
+        name = str(event.get("toolName") or "") if kind else ""
+        match kind:
+            case "text-delta":
+                said = _first(event, "delta", "text", "textDelta")
+                text = self._halves.joined("text", said) if isinstance(said, str) else ""
+                if text:
+                    self._on_delta(TextDelta(text=text))
+            case "tool-input-available" | "tool-call" if call_id and call_id not in self._calls:
+                arguments = _as_text(_first(event, "args", "input") or {})
+                self._on_delta(CallDelta(position=len(self._calls), id=call_id, name=name, arguments=arguments))
+                self._calls.append(call_id)
+            case "tool-output-available" | "tool-output-error" | "tool-result" | "tool-error" if call_id:
+                content = _as_text(_first(event, "result", "output", "errorText", "error"))
+                self._on_delta(ResultDelta(call_id=call_id, name=name or None, content=content))
+            case _:
+                return
 
 
 class Transcript:

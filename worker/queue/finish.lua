@@ -5,9 +5,10 @@
 -- prelude: worker/spend/reservation.lua
 -- KEYS[1] aq:job:<id>  KEYS[2] aq:journal:<id>  KEYS[3] aq:result:<id>
 -- ARGV[1] id, ARGV[2] epoch, ARGV[3] final status, ARGV[4] result (JSON), ARGV[5] seconds to keep it,
--- ARGV[6] requests, ARGV[7] prompt tokens, ARGV[8] completion tokens, ARGV[9] what they cost in nanos
+-- ARGV[6] requests, ARGV[7] prompt tokens, ARGV[8] completion tokens, ARGV[9] what they cost in nanos,
+-- ARGV[10] seconds to keep what was told of it in parts, '' for as long as they have
 --
--- Also aq:batch:<batch>, aq:blocked:<batch>, aq:ending, aq:thread:<workspace>:<thread>, and those of the lines.
+-- Also aq:parts:<id>, aq:batch:<batch>, aq:blocked:<batch>, aq:ending, aq:thread:<workspace>:<thread>, and those of the lines.
 -- Returns 1 when it ended here or had ended before, 0 when the job is somebody else's.
 -- Runs after the SQL commit: a crash in between leaves the job to be claimed again, and the
 -- second settling finds the row in SQL.
@@ -22,6 +23,9 @@ end
 redis.call('SET', KEYS[3], ARGV[4], 'EX', ARGV[5])
 end_reservation(ARGV[1])
 redis.call('DEL', KEYS[1], KEYS[2])
+if ARGV[10] ~= '' then
+  redis.call('EXPIRE', 'aq:parts:' .. ARGV[1], ARGV[10])
+end
 local lane = lane_of(job[5])
 if redis.call('ZREM', 'aq:entering:' .. lane, ARGV[1]) == 1 then
   -- It never asked the limiter, so there is room for another one in its place.

@@ -8,7 +8,7 @@ documents what it touches.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib import resources
@@ -22,6 +22,7 @@ from schemas.job import JobRecord
 from schemas.lane import Lane
 from schemas.result import JobResult, KeptResult
 from schemas.scripts import read_script
+from schemas.stream import StreamPart
 from worker.errors import redis_away
 from worker.events import Events
 from worker.insist import insist, to_its_end
@@ -209,6 +210,15 @@ class JobQueue:
             raise StaleJobError(claimed.id, at="journal")
         return _called_off_running(appended)
 
+    async def tell(self, claimed: Claimed, parts: Sequence[StreamPart], *, first: int) -> bool:
+        """Tell parts of the job to who streams it, the `first`-th of this epoch and those after it.
+
+        False if the job is no longer the caller's.
+        """
+        keys = [names.job(claimed.id), names.parts(claimed.id)]
+        args = [claimed.id, claimed.epoch, first, names.PARTS_TTL_S, *(part.model_dump_json() for part in parts)]
+        return bool(await self._insist("tell", claimed, keys, args))
+
     async def journal(self, claimed: Claimed) -> tuple[AnyStep, ...]:
         """Return the finished steps of a job that is ours, those of this run included."""
         with redis_away():
@@ -236,6 +246,7 @@ class JobQueue:
             result.prompt_tokens,
             result.completion_tokens,
             result.cost_nano,
+            names.UNRECORDED_RESULT_TTL_S if _tells_unrecorded(claimed) else "",
         ]
         if not await self._insist("finish", claimed, keys, args):
             raise StaleJobError(claimed.id, at="finish")
@@ -292,6 +303,11 @@ def _kept(claimed: Claimed, result: JobResult) -> tuple[JobResult, int]:
         return result, names.UNRECORDED_RESULT_TTL_S
     # The only place from which its webhook can tell the content.
     return KeptResult(**dict(result), metadata=job.metadata), CONTENT_KEPT_S
+
+
+def _tells_unrecorded(claimed: Claimed) -> bool:
+    job = claimed.record.job
+    return job.do_not_record and job.tell == "stream"
 
 
 def _lua_files() -> list[str]:
