@@ -366,3 +366,16 @@ class FileChunk(SQLModel, table=True):
     # Before the content: SQLite would read through that to it.
     created_at: datetime = Field(sa_type=UtcDateTime)
     content: bytes = Field(sa_type=LargeBinary)
+
+
+class LangdockAssistant(SQLModel, table=True):
+    """What a Langdock client calls a stored assistant, and what it says of it beside what runs (CONTRACT.md row 84)."""
+
+    __tablename__ = "langdock_assistants"
+
+    id: str = Field(primary_key=True)
+    workspace: str
+    address: str = Field(unique=True)
+    details: dict[str, Any] = Field(sa_column=Column(StoredJson, nullable=False))
+    created_at: datetime = Field(sa_type=UtcDateTime)
+    updated_at: datetime = Field(sa_type=UtcDateTime)
