@@ -50,7 +50,7 @@ def text_of(kind: str, content: bytes, *, max_chars: int) -> str:
         length += len(piece) + 1
         if length > max_chars:
             break
-    return "\n".join(text)[:max_chars]
+    return "\n".join(text).strip("\n")[:max_chars]
 
 
 def _load(kind: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -10,6 +11,7 @@ import pytest
 
 from tests.at_work import Scene, completion, said
 from tests.loopback_provider import Reply
+from tests.processes import until
 from tests.served_gateway import ServedGateway
 
 URL = "/assistant/v1/chat/completions"
@@ -116,7 +118,7 @@ def test_row_64_messages_have_three_roles_and_strings(client: httpx.Client, scen
 
 
 def test_row_64_a_conversation_with_tools_is_sent_as_the_provider_takes_it(client: httpx.Client, scene: Scene) -> None:
-    scene.plays(lambda body, n: Reply(text="Done."))
+    scene.plays(lambda _body, _n: Reply(text="Done."))
     call = {"type": "tool-call", "toolCallId": "c1", "toolName": "look", "args": {"id": 7}}
     calls = {"role": "assistant", "content": json.dumps([{"type": "text", "text": "I look."}, call])}
     result = json.dumps([{"type": "tool-result", "toolCallId": "c1", "result": {"price": 3}}])
@@ -178,7 +180,7 @@ def test_row_67_an_object_with_a_schema_is_valid_or_no_answer(client: httpx.Clie
     assert body["output"] == {"price": 3}
     # The repair is no part of what was said.
     assert [part["text"] for item in body["result"] for part in item["content"]] == ['{"price": 3}']
-    scene.plays(lambda body, n: Reply(text="no"))
+    scene.plays(lambda _body, _n: Reply(text="no"))
     assert refused(client, assistant=temporary(scene), output=output)[0] == 502
     assert refused(client, assistant=temporary(scene), output={"type": "object", "schema": {"type": 7}})[0] == 400
 
@@ -207,7 +209,7 @@ def test_row_71_max_steps_are_one_to_twenty_and_end_the_loop(client: httpx.Clien
     for steps in (0, 21, 1.5):
         status, message = refused(client, assistantId=scene.address, maxSteps=steps)
         assert (status, message.startswith("maxSteps:")) == (400, True)
-    scene.plays(lambda body, n: completion(calls=[(f"c{n}", "echo", {"text": "again"})]))
+    scene.plays(lambda _body, n: completion(calls=[(f"c{n}", "echo", {"text": "again"})]))
     for steps, asked in ((3, 3), (None, 10)):
         before = len(scene.asked)
         given = {} if steps is None else {"maxSteps": steps}
@@ -216,7 +218,9 @@ def test_row_71_max_steps_are_one_to_twenty_and_end_the_loop(client: httpx.Clien
         assert len(scene.asked) - before == asked
 
 
-def test_row_72_a_stream_tells_the_answer_its_tools_and_its_output_in_events(client: httpx.Client, scene: Scene) -> None:
+def test_row_72_a_stream_tells_the_answer_its_tools_and_its_output_in_events(
+    client: httpx.Client, scene: Scene
+) -> None:
     scene.assistant(tools=[{"type": "python", "name": "echo"}])
     scene.replies(completion(calls=[("c1", "echo", {"text": "x"})]), completion('{"a": 1}', usage=(30, 7)))
     answer = ask(client, assistantId=scene.address, stream=True, output={"type": "object"})
@@ -228,7 +232,7 @@ def test_row_72_a_stream_tells_the_answer_its_tools_and_its_output_in_events(cli
     assert call == {"type": "tool-call", "toolCallId": "c1", "toolName": "echo", "args": {"text": "x"}}
     assert (told[-1]["output"], told[-1]["finishReason"], told[-1]["usage"]["promptTokens"]) == ({"a": 1}, "stop", 40)
     # What goes wrong before anything was told is the request's own error.
-    scene.plays(lambda body, n: Reply(status=400, text="no such thing"))
+    scene.plays(lambda _body, _n: Reply(status=400, text="no such thing"))
     failed = ask(client, assistantId=scene.address, stream=True)
     assert (failed.status_code, failed.json().keys()) == (400, {"message"})
 
@@ -288,22 +292,25 @@ def test_row_80_a_bearer_key_is_needed_and_must_be_good(client: httpx.Client, sc
 def test_row_81_and_82_two_keys_share_a_models_limit_which_makes_them_wait_and_refuses_nobody(
     gateway: ServedGateway, client: httpx.Client, scene: Scene
 ) -> None:
-    scene.plays(lambda body, n: Reply(text="Hi."))
-    lane_keys = lambda: {key.decode() for key in scene.works.redis.scan_iter(f"*{scene.workspace}*{scene.model}*")}  # noqa: E731
-    with gateway.client(scene.workspace) as second:
-        for each in (client, second, client):
-            answered(each, assistant=temporary(scene))
-        shared = lane_keys()
-        answered(second, assistant=temporary(scene))
-        # Both keys' requests count in one lane, of workspace and model.
-        assert lane_keys() == shared
+    scene.plays(lambda _body, _n: Reply(text="Hi."))
+    lanes = scene.works.producer.lanes
+    # As one whose minute is used up.
+    lane = f"{scene.workspace}/127.0.0.1/{scene.model}"
+    lanes.stop("pause", "lane", lane)
+    with gateway.client(scene.workspace) as second, ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(ask, each, assistant=temporary(scene)) for each in (client, second)]
+        until(lambda: [each.waiting for each in lanes.all() if each.name == lane] == [2], what="both keys wait there")
+        assert ask(second, assistant=temporary(scene, model=f"{scene.model}-large")).status_code == 200
+        assert not any(each.done() for each in waiting)
+        lanes.stop("resume", "lane", lane)
+        assert [each.result().status_code for each in waiting] == [200, 200]
 
 
 def test_row_83_errors_are_a_message(client: httpx.Client, scene: Scene) -> None:
-    scene.plays(lambda body, n: Reply(status=400, text="the provider says no"))
+    scene.plays(lambda _body, _n: Reply(status=400, text="the provider says no"))
     status, message = refused(client, assistant=temporary(scene))
     assert (status, "the provider says no" in message) == (400, True)
-    scene.plays(lambda body, n: Reply(status=500, text="x"))
+    scene.plays(lambda _body, _n: Reply(status=500, text="x"))
     assert refused(client, assistant=temporary(scene))[0] == 502
     broken = client.post(URL, content=b'{"messages": ', headers={"content-type": "application/json"})
     assert (broken.status_code, broken.json().keys()) == (400, {"message"})

@@ -136,10 +136,11 @@ def _last_events(job: InvokeJob, result: JobResult, told: _Told) -> Iterator[dic
             if message.tool_call_id not in told.results:
                 yield _tool_result(message.tool_call_id or "", message.name, message.text)
             continue
-        text = message.text if nothing_was or message is said[-1] else ""
-        rest = text.removeprefix(last_text) if message is said[-1] else text
-        if rest and (nothing_was or text.startswith(last_text)):
-            yield {"type": "text-delta", "id": "0", "delta": rest}
+        text = message.text if nothing_was else ""
+        if message is said[-1]:
+            text = message.text.removeprefix(last_text)
+        if text:
+            yield {"type": "text-delta", "id": "0", "delta": text}
         yield from (_tool_call(call) for call in message.tool_calls if call.id not in told.calls)
     yield {
         "type": "finish",
