@@ -8,7 +8,9 @@ from typing import Any
 
 import httpx
 import pytest
+from sqlmodel import Session, func, select
 
+from schemas.tables import Thread
 from tests.at_work import Scene, completion, said
 from tests.loopback_provider import Reply
 from tests.processes import until
@@ -46,6 +48,11 @@ def events(answer: httpx.Response) -> list[Any]:
     return [json.loads(line) for line in lines[:-1]]
 
 
+def kept_threads(scene: Scene) -> int:
+    with Session(scene.works.engine) as session:
+        return session.exec(select(func.count()).select_from(Thread).where(Thread.workspace == scene.workspace)).one()
+
+
 def test_row_59_a_stored_assistant_answers_a_key_that_it_is_shared_with(
     gateway: ServedGateway, client: httpx.Client, scene: Scene
 ) -> None:
@@ -54,6 +61,7 @@ def test_row_59_a_stored_assistant_answers_a_key_that_it_is_shared_with(
     body = answered(client, assistantId=scene.address)
     assert [item["role"] for item in body["result"]] == ["assistant"]
     assert said(scene.asked[0]) == [("system", "Help."), ("user", "Hello")]
+    assert kept_threads(scene) == 0
     with gateway.client(scene.workspace, assistants=[f"{scene.workspace}/tests/other"]) as narrow:
         status, message = refused(narrow, assistantId=scene.address)
         assert (status, "not shared" in message) == (403, True)
@@ -210,9 +218,9 @@ def test_row_71_max_steps_are_one_to_twenty_and_end_the_loop(client: httpx.Clien
         status, message = refused(client, assistantId=scene.address, maxSteps=steps)
         assert (status, message.startswith("maxSteps:")) == (400, True)
     scene.plays(lambda _body, n: completion(calls=[(f"c{n}", "echo", {"text": "again"})]))
-    for steps, asked in ((3, 3), (None, 10)):
+    given: dict[str, int]
+    for given, asked in (({"maxSteps": 3}, 3), ({}, 10)):
         before = len(scene.asked)
-        given = {} if steps is None else {"maxSteps": steps}
         status, message = refused(client, assistantId=scene.address, **given)
         assert (status, "tools" in message) == (502, True)
         assert len(scene.asked) - before == asked
@@ -314,4 +322,12 @@ def test_row_83_errors_are_a_message(client: httpx.Client, scene: Scene) -> None
     assert refused(client, assistant=temporary(scene))[0] == 502
     broken = client.post(URL, content=b'{"messages": ', headers={"content-type": "application/json"})
     assert (broken.status_code, broken.json().keys()) == (400, {"message"})
+    # A lone surrogate is no text that a provider takes.
+    for bad in (
+        r'"messages": [{"role": "user", "content": "\ud800"}]',
+        r'"output": {"type": "object", "schema": {"title": "\ud800"}}',
+    ):
+        text = json.dumps({"messages": HELLO, "assistant": temporary(scene)})[:-1] + ", " + bad + "}"
+        broken = client.post(URL, content=text, headers={"content-type": "application/json"})
+        assert (broken.status_code, broken.json().keys()) == (400, {"message"}), broken.text
     assert client.get("/assistant/v1/nothing").json().keys() == {"message"}

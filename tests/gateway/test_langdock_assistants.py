@@ -41,7 +41,7 @@ def ask(client: httpx.Client, assistant_id: str) -> httpx.Response:
 
 def test_row_84_a_created_assistant_has_defaults_and_answers_by_its_id(client: httpx.Client, scene: Scene) -> None:
     made = create(client, instruction="Use {{x}}.", model=scene.model)
-    assert uuid.UUID(made["id"])
+    assert str(uuid.UUID(made["id"])) == made["id"]
     assert (made["temperature"], made["inputType"], made["name"]) == (0.3, "PROMPT", "Document Analyzer")
     assert (made["emojiIcon"], made["description"], made["conversationStarters"]) == (None, None, [])
     assert get(client, made["id"]).json() == {"status": "success", "assistant": made}
@@ -121,6 +121,15 @@ def test_row_84_actions_and_attachments_are_kept_and_replaced(client: httpx.Clie
             client.patch(UPDATE, json={"assistantId": made["id"], **fields}),
         ):
             assert (answer.status_code, answer.json().keys()) == (status, {"message"}), (fields, answer.text)
+    # Lone surrogates are no text that can be kept.
+    for unkept in (
+        rb'"inputFields": [{"label": "\ud800"}]',
+        rb'"actions": [{"name": "a", "url": "https://a", "body": "\ud800"}]',
+    ):
+        answer = client.post(
+            CREATE, content=b'{"name": "A", %s}' % unkept, headers={"content-type": "application/json"}
+        )
+        assert answer.status_code == 400, answer.text
     ours = [each for each in scene.works.assistants.all() if each.address.startswith(scene.workspace)]
     assert [each.newest for each in ours] == [2]
 

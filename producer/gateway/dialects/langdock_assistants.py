@@ -23,6 +23,7 @@ from producer.gateway.dialects.langdock_stored import (
 from producer.gateway.keys import Scope
 from producer.gateway.parts import Parts, parts_of
 from producer.gateway.problem import Kind, Problem
+from producer.gateway.sendable import Sendable
 from producer.gateway.tools import checked_tools
 from schemas.assistant import DESCRIPTION_MAX_CHARS, INSTRUCTIONS_MAX_CHARS, AssistantConfig
 from schemas.tool import ToolSpec
@@ -43,7 +44,7 @@ _CLEARED: dict[str, Any] = {
 }
 
 
-class _Fields(BaseModel):
+class _Fields(Sendable):
     """What an assistant is made of; fields that are left out stay as they are, null clears."""
 
     description: str | None = Field(default=None, max_length=DESCRIPTION_MAX_CHARS)
