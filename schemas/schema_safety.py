@@ -24,7 +24,7 @@ _IN_PLACE_NAMED = ("dependentSchemas",)
 
 def refuse_bad_schema(schema: dict[str, Any], *, name: str) -> None:
     """Raise ValueError unless the schema is valid, stays within itself, and cannot explode or loop."""
-    if len(json.dumps(schema)) > MAX_BYTES:
+    if len(written(schema, name=name)) > MAX_BYTES:
         raise ValueError(f"`{name}` is larger than {MAX_BYTES // 1024} KiB")
     _refuse_depth(schema, name=name)
     # First, because the library would follow them.
@@ -42,6 +42,14 @@ def refuse_bad_schema(schema: dict[str, Any], *, name: str) -> None:
     except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError, ValueError) as exc:
         words = exc.message if isinstance(exc, jsonschema_rs.ValidationError) else str(exc)
         raise ValueError(f"`{name}` cannot be used: {words}") from exc
+
+
+def written(value: Any, *, name: str) -> bytes:
+    """Return the value as JSON; ValueError for what cannot be sent as such: NaN, a lone surrogate."""
+    try:
+        return json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+    except (TypeError, ValueError, RecursionError) as exc:
+        raise ValueError(f"`{name}` cannot be written as JSON: {exc}") from exc
 
 
 def _refuse_depth(node: Any, *, name: str) -> None:

@@ -432,3 +432,16 @@ class OpenAIBatch(SQLModel, table=True):
     finalizing_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
     cancelling_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
     ended_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+
+
+class LangdockAssistant(SQLModel, table=True):
+    """What a Langdock client calls a stored assistant, and what it says of it beside what runs (CONTRACT.md row 84)."""
+
+    __tablename__ = "langdock_assistants"
+
+    id: str = Field(primary_key=True)
+    workspace: str
+    address: str = Field(unique=True)
+    details: dict[str, Any] = Field(sa_column=Column(StoredJson, nullable=False))
+    created_at: datetime = Field(sa_type=UtcDateTime)
+    updated_at: datetime = Field(sa_type=UtcDateTime)

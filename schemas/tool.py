@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from schemas import template
-from schemas.schema_safety import refuse_bad_schema
+from schemas.schema_safety import refuse_bad_schema, written
 
 # What OpenAI allows for a function's name.
 ToolName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
@@ -55,6 +55,7 @@ class HttpAction(_Described):
     def _templates_parse(self) -> Self:
         for source in (self.url, *self.headers.values()):
             template.check(source)
+        written(self.body, name="body")
         return self
 
 

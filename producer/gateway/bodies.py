@@ -18,6 +18,7 @@ class Dialect(StrEnum):
     OPENAI = "openai"
     AGENT = "agent"
     LANGDOCK = "langdock"
+    LANGDOCK_ATTACHMENT = "langdock-attachment"
     LANGTAIL = "langtail"
     OWN = "own"
 
@@ -25,7 +26,8 @@ class Dialect(StrEnum):
 # The first that matches says it. What nobody knows is Langtail's only if it could be one of its paths.
 _DIALECT_OF_PATH = (
     (re.compile(r"/api/v1/compatibility/openai/"), Dialect.AGENT),
-    (re.compile(r"/(assistant|attachment)/v1/"), Dialect.LANGDOCK),
+    (re.compile(r"/assistant/v1/"), Dialect.LANGDOCK),
+    (re.compile(r"/attachment/v1/"), Dialect.LANGDOCK_ATTACHMENT),
     (re.compile(r"/v1/(chat|files|batches|models)\b"), Dialect.OPENAI),
     (re.compile(r"/(v1/|openapi\.json|healthz|readyz|metrics)"), Dialect.OWN),
     (re.compile(r"/(v2/threads|list-deployments|project-prompt)\b"), Dialect.LANGTAIL),
@@ -67,6 +69,11 @@ def error_body(dialect: Dialect, problem: Problem) -> dict[str, Any]:
             return {"error": _openai_error(problem, _LANGTAIL_TYPES)}
         case Dialect.LANGDOCK:
             return {"message": problem.message}
+        case Dialect.LANGDOCK_ATTACHMENT:
+            # Uploads say `error`, deletions `message` and `errors` (CONTRACT.md 3.6).
+            words: dict[str, Any] = {"error": problem.message, "message": problem.message}
+            errors = [{"path": list(fault.where[1:]), "message": fault.what} for fault in problem.faults]
+            return words | ({"errors": errors} if errors else {})
         case Dialect.AGENT:
             if problem.kind is Kind.UNPROCESSABLE:
                 faults = problem.faults or (Fault(where=("body",), what=problem.message, type=problem.code),)

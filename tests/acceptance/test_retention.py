@@ -33,8 +33,7 @@ OF_THE_QUEUE = {
 OF_DRAMATIQ = ("aq:dq:__heartbeats__", "aq:dq:__acks__.")
 # These end by themselves.
 WITH_A_TIME = ("aq:result:", "aq:batch:", "aq:rows:", "aq:limit:", "aq:cells:", "aq:tickets:", "aq:held:", "aq:seen:",
-               "aq:flush", "aq:rpm:")  # fmt: skip
-               "aq:flush", "aq:parts:")  # fmt: skip
+               "aq:flush", "aq:parts:", "aq:rpm:")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
