@@ -21,12 +21,15 @@ from producer.gateway.bodies import Dialect, dialect_of, error_response
 from producer.gateway.dialects import (
     agent,
     agents,
+    assistants,
     job_batches,
     jobs,
     openai_batches,
     openai_chat,
     openai_files,
     openai_models,
+    threads,
+    webhooks,
 )
 from producer.gateway.failures import SERVER_ERRORS, refusal
 from producer.gateway.faults import faults_of
@@ -45,12 +48,15 @@ ROUTERS = (
     observed.router,
     agent.router,
     agents.router,
+    assistants.router,
     job_batches.router,
     jobs.router,
     openai_batches.router,
     openai_chat.router,
     openai_files.router,
     openai_models.router,
+    threads.router,
+    webhooks.router,
 )
 
 
