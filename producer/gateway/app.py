@@ -29,6 +29,7 @@ from producer.gateway.dialects import (
     openai_files,
     openai_models,
     threads,
+    webhook_subscriptions,
     webhooks,
 )
 from producer.gateway.failures import SERVER_ERRORS, refusal
@@ -56,6 +57,7 @@ ROUTERS = (
     openai_files.router,
     openai_models.router,
     threads.router,
+    webhook_subscriptions.router,
     webhooks.router,
 )
 

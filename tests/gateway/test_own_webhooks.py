@@ -64,6 +64,21 @@ def test_an_endpoint_that_is_disabled_is_listed_and_enabled(client: httpx.Client
     assert problem(client.post("/v1/webhooks/endpoints/enable", json={"url": URL})) == (404, "endpoint_unknown")
 
 
+def test_an_endpoint_is_subscribed_to_batches_and_unsubscribed_by_its_workspace_alone(
+    gateway: ServedGateway, client: httpx.Client
+) -> None:
+    for form in ("openai", "assistq"):
+        assert client.put("/v1/webhooks/subscriptions", json={"url": URL, "form": form}).json()["form"] == form
+    with gateway.client("foreign") as foreign:
+        assert foreign.get("/v1/webhooks/subscriptions").json() == {"data": []}
+        gone = foreign.delete("/v1/webhooks/subscriptions", params={"url": URL})
+        assert problem(gone) == (404, "subscription_unknown")
+    (subscription,) = client.get("/v1/webhooks/subscriptions").json()["data"]
+    assert (subscription["url"], subscription["form"]) == (URL, "assistq")
+    assert client.delete("/v1/webhooks/subscriptions", params={"url": URL}).status_code == 204
+    assert client.get("/v1/webhooks/subscriptions").json() == {"data": []}
+
+
 def test_the_signing_secret_is_shown_and_rotated(client: httpx.Client) -> None:
     secret = client.get("/v1/webhooks/secret")
     assert secret.headers["cache-control"] == "no-store"
