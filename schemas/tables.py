@@ -162,7 +162,6 @@ class Thread(SQLModel, table=True):
     """A persistent conversation of one workspace."""
 
     __tablename__ = "threads"
-    __table_args__ = (Index("threads_of_workspace", "workspace", "created_at", "id"),)
 
     workspace: str = Field(primary_key=True)
     id: str = Field(primary_key=True)

@@ -21,6 +21,7 @@ from producer.gateway.bodies import Dialect, dialect_of, error_response
 from producer.gateway.dialects import (
     agent,
     agents,
+    assistants,
     job_batches,
     jobs,
     langdock,
@@ -30,6 +31,9 @@ from producer.gateway.dialects import (
     openai_chat,
     openai_files,
     openai_models,
+    threads,
+    webhook_subscriptions,
+    webhooks,
 )
 from producer.gateway.failures import SERVER_ERRORS, refusal
 from producer.gateway.faults import faults_of
@@ -48,6 +52,7 @@ ROUTERS = (
     observed.router,
     agent.router,
     agents.router,
+    assistants.router,
     job_batches.router,
     jobs.router,
     langdock.router,
@@ -57,6 +62,9 @@ ROUTERS = (
     openai_chat.router,
     openai_files.router,
     openai_models.router,
+    threads.router,
+    webhook_subscriptions.router,
+    webhooks.router,
 )
 
 

@@ -110,9 +110,9 @@ def refuse_unshared(address: str, caller: Caller) -> None:
         )
 
 
-def unknown_assistant(name: str) -> Problem:
-    """Return the problem of an assistant that the caller does not know."""
-    return Problem(Kind.NOT_FOUND, f"assistant '{name}' is not known", code="assistant_unknown")
+def unknown_assistant(name: str, what: str | None = None) -> Problem:
+    """Return the problem of an assistant that the caller does not know, or of a version or environment of it."""
+    return Problem(Kind.NOT_FOUND, what or f"assistant '{name}' is not known", code="assistant_unknown")
 
 
 def invalid(error: ValidationError, *, where: tuple[str | int, ...]) -> Problem:

@@ -27,7 +27,7 @@ LIMIT_MAX = 100
 
 Limit = Annotated[int, Query(ge=1, le=LIMIT_MAX, description="How many at most")]
 Cursor = Annotated[
-    str | None, Query(max_length=1024, description="`next_cursor` of the page before; the first page without it")
+    str | None, Query(max_length=4096, description="`next_cursor` of the page before; the first page without it")
 ]
 
 
@@ -44,6 +44,13 @@ class Place:
 
     at: datetime
     id: str
+
+    @property
+    def number(self) -> int:
+        """Return the id as a position; Problem 400 if the cursor is another list's."""
+        if not self.id.isdecimal() or len(self.id) > 9:
+            raise _invalid()
+        return int(self.id)
 
 
 def place_of(cursor: str | None) -> Place | None:

@@ -28,7 +28,7 @@ from producer.gateway.strict_json import StrictJsonRoute
 from producer.gateway.uploads import SUFFIXES, bounded_body, media_type_of, spooled
 from producer.retry import retry
 from schemas.batch import BatchStatus
-from schemas.errors import InputError
+from schemas.errors import InputError, ProducerError
 
 router = APIRouter(route_class=StrictJsonRoute, tags=["Job batches"], responses=PROBLEMS)
 
@@ -148,7 +148,13 @@ async def cancel_job_batch(batch_id: BatchId, request: Request, caller: Runs) ->
 
     def cancel() -> BatchStatus:
         if not records.find(batch_id, caller).ended:
-            parts.producer.batch(batch_id).cancel()
+            try:
+                parts.producer.batch(batch_id).cancel()
+            except ProducerError:
+                # Its last job may have ended meanwhile: then there is nothing to call off.
+                status = records.find(batch_id, caller)
+                if status.total is None or status.finished < status.total:
+                    raise
         return records.find(batch_id, caller)
 
     return view_of_batch(await parts.in_thread(cancel))
@@ -183,7 +189,7 @@ async def retry_job_batch(
 @router.get(
     "/v1/job-batches/{batch_id}/events",
     response_class=StreamingResponse,
-    responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+    responses={200: {"content": {"text/event-stream": {}}}},
 )
 async def stream_job_batch_events(batch_id: BatchId, request: Request, caller: Reads) -> StreamingResponse:
     """Tell what becomes of a batch as server-sent events: `counts` when they change, and `end`."""

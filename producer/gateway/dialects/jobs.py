@@ -118,7 +118,7 @@ async def retry_job(
 @router.get(
     "/v1/jobs/{job_id}/events",
     response_class=StreamingResponse,
-    responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+    responses={200: {"content": {"text/event-stream": {}}}},
 )
 async def stream_job_events(
     job_id: JobId, request: Request, caller: Reads, last_event_id: Annotated[str | None, Header()] = None
