@@ -10,6 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from sqlalchemy import Engine
 from sqlmodel import Session, col, select
 
+from producer.assistants import Assistants
 from producer.gateway.access import Caller
 from producer.gateway.parts import Parts
 from schemas.assistant import Address, AssistantConfig, checked_environment
@@ -47,13 +48,18 @@ async def stored_assistant(parts: Parts, caller: Caller, address: str, which: st
 
     None for one that is not there, is another workspace's, or is not shared with the key: all look alike.
     """
+    return await parts.in_thread(read_stored_assistant, parts.engine, caller, address, which)
+
+
+def read_stored_assistant(engine: Engine, caller: Caller, address: str, which: str | None) -> StoredAssistant | None:
+    """Do as `stored_assistant` does; blocks."""
     which = which or PRODUCTION
     try:
         _ADDRESS.validate_python(address)
         checked_environment(which)
     except (ValidationError, InputError):
         return None
-    return await parts.in_thread(_read, parts, address, which) if caller.may_use(address) else None
+    return _read(engine, address, which) if caller.may_use(address) else None
 
 
 async def shared_assistants(parts: Parts, caller: Caller) -> list[StoredAssistant]:
@@ -61,13 +67,13 @@ async def shared_assistants(parts: Parts, caller: Caller) -> list[StoredAssistan
     return [each for each in await parts.in_thread(_all, parts.engine, caller) if caller.may_use(each.address)]
 
 
-def _read(parts: Parts, address: str, which: str) -> StoredAssistant | None:
+def _read(engine: Engine, address: str, which: str) -> StoredAssistant | None:
     version = int(which) if _VERSION.fullmatch(which) else None
     try:
-        config, number = parts.assistants.config(address, environment=which, version=version)
+        config, number = Assistants(engine).config(address, environment=which, version=version)
     except InputError:
         return None
-    with Session(parts.engine) as session:
+    with Session(engine) as session:
         row = session.get_one(AssistantVersion, (address, number))
     return StoredAssistant(config=config, version=number, created_at=row.created_at)
 

@@ -124,6 +124,10 @@ def test_a_cancelled_batch_and_an_invalid_file_end_as_openai_says_and_their_webh
             scene.plays(lambda _body, _n: answers("done"))
             completed = _ended(client, _batch(client, jsonl([request_line("1", scene.model, "Hi")])))
             until(lambda: len(received) == 6, what="each end is told to both")
+            # A batch that was not made over HTTP, and names the endpoint itself.
+            scene.assistant()
+            own = gateway.works.producer.enqueue_many([scene.job("Hi")], webhook=url)
+            until(lambda: len(received) == 7, what="its end is told to the one that it names")
         finally:
             held.set()
             for each in subscriptions.of(AT_HOME):
@@ -135,6 +139,8 @@ def test_a_cancelled_batch_and_an_invalid_file_end_as_openai_says_and_their_webh
         client.batches.cancel(completed.id)
 
     events = {}
+    headers, body = received.pop()
+    assert client.webhooks.unwrap(body, headers).data.id == own.id  # type: ignore[union-attr]
     for headers, body in received:
         if "object" in json.loads(body):
             event = client.webhooks.unwrap(body, headers)

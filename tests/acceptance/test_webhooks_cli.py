@@ -152,3 +152,24 @@ def test_a_rotated_secret_signs_beside_the_one_before(shell: Installation) -> No
         (asked,) = receiver.asked
     for secret in (old, new):
         assert Webhook(secret).verify(asked.body, dict(asked.headers))["type"] == "batch.completed"
+
+
+def test_a_subscription_is_made_changed_listed_and_removed(shell: Installation) -> None:
+    url = "http://hooks.test/batches"
+    with database(shell):
+        for form in ("openai", "assistq"):
+            (made,) = at_once(shell, ("subscribe", "demo", url, "--form", form))
+            assert f"{url} is told of batches in the form of {form}" in made.err
+        listed, of_others, wrong = at_once(
+            shell,
+            ("subscriptions", "--json"),
+            ("subscriptions", "other", "--json"),
+            ("subscribe", "demo", "ftp://hooks.test"),
+        )
+        assert [(each["workspace"], each["url"], each["form"]) for each in listed.json] == [("demo", url, "assistq")]
+        assert of_others.json == []
+        wrong.refused("is no address")
+        (removed,) = at_once(shell, ("unsubscribe", "demo", url))
+        assert f"{url} is told no more" in removed.err
+        (again,) = at_once(shell, ("unsubscribe", "demo", url))
+        again.refused("has no subscription", "assistq webhooks subscriptions")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 from sqlalchemy import update
 from sqlmodel import Session, col, select
 
+from producer.gateway.openai_batches.store import NewBatch, OpenAIBatches
 from schemas.tables import Batch, FileChunk, OpenAIBatch, StoredFile
 from tests.at_work import Scene, completion
 from tests.loopback_provider import Reply, answers, hang_until, status
@@ -31,10 +31,11 @@ def test_every_request_is_in_one_of_the_two_files_under_its_custom_id(client: ht
                 return answers(f"You said {text}.")
 
     scene.plays(script)
+    weather = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
     lines = [
         request_line("a", scene.model, "one"),
         request_line("b", scene.model, "refuse"),
-        request_line("c", scene.model, "call"),
+        request_line("c", scene.model, "call", tools=[weather]),
     ]
     batch = create(client, jsonl([*lines[:1], "", *lines[1:]]), metadata={"night": "1"})
     assert batch["status"] == "validating"
@@ -49,6 +50,7 @@ def test_every_request_is_in_one_of_the_two_files_under_its_custom_id(client: ht
     body = first["response"]["body"]
     assert (body["object"], body["choices"][0]["message"]["content"]) == ("chat.completion", "You said one.")
     assert batch["usage"]["total_tokens"] >= body["usage"]["total_tokens"] > 0
+    assert called["response"]["body"]["choices"][0]["message"]["tool_calls"][0]["function"]["name"] == "weather"
     (refused,) = lines_of(client, batch["error_file_id"])
     assert (refused["custom_id"], refused["response"]["status_code"]) == ("b", 400)
     assert refused["response"]["body"]["error"]["code"] == "request_refused"
@@ -253,10 +255,55 @@ def test_an_upload_that_is_none_is_refused(
     assert (answer.status_code, answer.json()["error"]["param"]) == (status_code, param), answer.text
 
 
-def test_a_batch_whose_file_is_deleted_before_it_is_read_fails(client: httpx.Client, gateway: ServedGateway) -> None:
+def test_a_batch_whose_file_is_gone_before_it_is_read_fails(
+    client: httpx.Client, gateway: ServedGateway, scene: Scene
+) -> None:
+    file = upload(client, jsonl([request_line("a", scene.model, "Hi")]))
+    client.delete(f"/v1/files/{file['id']}")
+    new = NewBatch(
+        workspace=scene.workspace,
+        assistants=None,
+        input_file_id=file["id"],
+        endpoint="/v1/chat/completions",
+        completion_window="24h",
+    )
+    batch = ended(client, OpenAIBatches(gateway.works.engine).create(new).id)
+    assert (batch["status"], batch["errors"]["data"][0]["code"]) == ("failed", "file_not_found")
+
+
+def test_a_line_may_name_a_stored_assistant_that_is_shared_with_the_key(gateway: ServedGateway, scene: Scene) -> None:
+    scene.assistant(instructions="Be brief.")
+    scene.plays(lambda _body, _n: answers("Yes."))
+    line = request_line("a", scene.address, "Are you?")
+    with gateway.client(scene.workspace, assistants=[scene.address]) as client:
+        batch = ended(client, create(client, jsonl([line]))["id"])
+        (answer,) = lines_of(client, batch["output_file_id"])
+    assert answer["response"]["body"]["choices"][0]["message"]["content"] == "Yes."
+    assert scene.asked[0]["messages"][0] == {"role": "system", "content": "Be brief."}
+    with gateway.client(scene.workspace, assistants=[]) as stranger:
+        batch = ended(stranger, create(stranger, jsonl([line]))["id"])
+    fault = batch["errors"]["data"][0]
+    assert (batch["status"], fault["code"], fault["param"]) == ("failed", "model_not_found", "body.model")
+
+
+def test_a_gateway_that_is_told_to_end_leaves_a_batch_to_the_next_at_once(
+    gateway: ServedGateway, client: httpx.Client, scene: Scene
+) -> None:
+    scene.plays(lambda _body, _n: answers("x"))
+    batch = create(client, jsonl(request_line(f"r{n}", scene.model, "Hi. " * 200) for n in range(5_000)))
+    until(lambda: _stored(gateway, batch["id"]).claims == 1, what="the file is being checked")
     gateway.stop()
+    row = _stored(gateway, batch["id"])
+    assert row.enqueued_at is None
+    assert row.claimed_until is not None
+    assert row.claimed_until <= datetime.now(UTC)
     gateway.start()
     client.base_url = gateway.url
-    batch = create(client, jsonl([json.loads('{"custom_id": 1}')]))
-    client.delete(f"/v1/files/{batch['input_file_id']}")
-    assert ended(client, batch["id"])["status"] == "failed"
+    until(lambda: _stored(gateway, batch["id"]).claims > 1, what="the next gateway takes it")
+    client.post(f"/v1/batches/{batch['id']}/cancel").raise_for_status()
+    assert ended(client, batch["id"])["status"] == "cancelled"
+
+
+def _stored(gateway: ServedGateway, batch_id: str) -> OpenAIBatch:
+    with Session(gateway.works.engine) as session:
+        return session.exec(select(OpenAIBatch).where(OpenAIBatch.id == batch_id)).one()

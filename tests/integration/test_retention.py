@@ -18,7 +18,7 @@ from schemas import Status, names
 from schemas.database import engine_for
 from schemas.queue_in_use import QueueInUse
 from schemas.retention import STEP_ROWS, Kind, Retention
-from schemas.tables import Batch, Delivery, Job, Thread, ThreadMessage
+from schemas.tables import Batch, Delivery, Job, OpenAIBatch, Thread, ThreadMessage
 
 NOW = datetime.now(UTC)
 OLD, YOUNG = NOW - timedelta(days=40), NOW - timedelta(days=10)
@@ -275,3 +275,28 @@ def test_others_write_between_the_steps(engine: Engine, database_url: str) -> No
     with Session(other) as session:
         assert session.exec(select(func.count()).select_from(Job).where(col(Job.finished_at) == NOW)).one() == written
     other.dispose()
+
+
+def test_a_batch_over_openais_api_goes_with_its_rows_once_its_files_were_written_long_ago(engine: Engine) -> None:
+    def openais(id: str, ended_at: datetime | None) -> OpenAIBatch:  # noqa: A002
+        return OpenAIBatch(
+            id=id,
+            workspace=WORKSPACE,
+            input_file_id="f",
+            endpoint="/v1/chat/completions",
+            completion_window="24h",
+            status="completed",
+            created_at=OLD,
+            expires_at=OLD,
+            ended_at=ended_at,
+        )
+
+    put(engine, *a_batch("written", OLD, jobs=2), openais("written", OLD))
+    put(engine, *a_batch("written late", OLD, jobs=2), openais("written late", YOUNG))
+    put(engine, *a_batch("unwritten", OLD, jobs=2), openais("unwritten", None))
+    put(engine, openais("failed", OLD), openais("failed late", YOUNG), openais("in progress", None))
+    put(engine, openais("told", OLD), a_delivery("told", "pending", OLD, batch_id="told"))
+    assert pruned(engine, dry_run=True) == pruned(engine)
+    assert ids(engine, Batch) == ["unwritten", "written late"]
+    assert len(ids(engine, Job)) == 4
+    assert ids(engine, OpenAIBatch) == ["failed late", "in progress", "told", "unwritten", "written late"]

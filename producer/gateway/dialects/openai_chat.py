@@ -148,23 +148,34 @@ async def create_chat_completion(
     refuse_unsupported(body.model_extra or {})
     parts = parts_of(request)
     assistant = None
-    named = _ADDRESS.fullmatch(body.model)
+    named = address_in(body.model)
     if named is not None:
-        assistant = await stored_assistant(parts, caller, named["address"], named["which"])
+        assistant = await stored_assistant(parts, caller, *named)
         if assistant is None:
-            raise Problem(
-                Kind.NOT_FOUND,
-                f"the model '{body.model}' does not exist or you have no access to it; `GET /v1/models` lists yours",
-                code="model_not_found",
-                param="model",
-            )
+            raise unknown_model(body.model)
     run = await begun(request, caller, idempotency_key, operation="chat.completions", body=body)
     call = _call(body, run, workspace=caller.workspace, assistant=assistant)
     return await answered(request, call, earlier=run.earlier)
 
 
+def address_in(model: str) -> tuple[str, str | None] | None:
+    """Return the stored assistant that a model's name means, and which of its versions; None for any other model."""
+    named = _ADDRESS.fullmatch(model)
+    return None if named is None else (named["address"], named["which"])
+
+
+def unknown_model(model: str) -> Problem:
+    """Return the problem of an assistant that its caller cannot use, whether or not it exists."""
+    return Problem(
+        Kind.NOT_FOUND,
+        f"the model '{model}' does not exist or you have no access to it; `GET /v1/models` lists yours",
+        code="model_not_found",
+        param="model",
+    )
+
+
 def _call(body: ChatCompletionRequest, run: Begun, *, workspace: str, assistant: StoredAssistant | None) -> ChatCall:
-    job = _job(body, run, workspace=workspace, assistant=assistant)
+    job = completion_job(body, run.job_id, workspace=workspace, assistant=assistant)
     spec = job.output or (assistant.config.output if assistant else None)
     offered = job.tools if job.tools is not None else (assistant.config.tools if assistant else None)
     return ChatCall(
@@ -177,7 +188,10 @@ def _call(body: ChatCompletionRequest, run: Begun, *, workspace: str, assistant:
     )
 
 
-def _job(body: ChatCompletionRequest, run: Begun, *, workspace: str, assistant: StoredAssistant | None) -> InvokeJob:
+def completion_job(
+    body: ChatCompletionRequest, job_id: str | None, *, workspace: str, assistant: StoredAssistant | None
+) -> InvokeJob:
+    """Return the job of a chat completion, that of a batch's line too; raises Problem."""
     if assistant is None:
         which: dict[str, Any] = {"inline": InlineAssistant(workspace=workspace, name="chat"), "model": body.model}
         own_tools: tuple[ToolSpec, ...] = ()
@@ -189,7 +203,7 @@ def _job(body: ChatCompletionRequest, run: Begun, *, workspace: str, assistant: 
         Kind.BAD_REQUEST,
         **which,
         **_format(body.response_format),
-        id=run.job_id,
+        id=job_id,
         messages=messages_of(body.messages, kind=Kind.BAD_REQUEST),
         max_tokens=body.max_completion_tokens or body.max_tokens,
         tools=None if tools is None else (*own_tools, *tools),

@@ -125,6 +125,8 @@ async def list_files(
 ) -> FileList:
     """List the workspace's files for batches."""
     parts = parts_of(request)
+    if after is not None and not after.isprintable():
+        raise Problem(Kind.BAD_REQUEST, f"after: there is no file {after!r}", param="after")
     purposes = _PURPOSES if purpose is None else [each for each in _PURPOSES if each == purpose]
     files, has_more = await parts.in_thread(
         parts.files.page,
@@ -180,7 +182,8 @@ async def delete_file(
 
 async def file_for_batches(parts: Parts, workspace: str, file_id: str, *, param: str | None = None) -> StoredFile:
     """Return the workspace's file of this id; Problem 404 for one that is for something else, too."""
-    file = await parts.in_thread(parts.files.get, workspace, file_id)
+    # What is not printable no id is, and PostgreSQL would refuse the question.
+    file = await parts.in_thread(parts.files.get, workspace, file_id) if file_id.isprintable() else None
     if file is None or file.purpose not in _PURPOSES:
         raise _unknown(file_id, param=param)
     return file

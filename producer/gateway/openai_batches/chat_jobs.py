@@ -2,26 +2,48 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
-from producer.gateway.dialects.openai_chat import ChatCompletionRequest
-from schemas.assistant import InlineAssistant
+from sqlalchemy import Engine
+
+from producer.gateway.access import Caller
+from producer.gateway.dialects.openai_chat import (
+    ChatCompletionRequest,
+    address_in,
+    completion_job,
+    unknown_model,
+)
+from producer.gateway.dialects.unsupported import refuse_unsupported
+from producer.gateway.stored_assistant import StoredAssistant, read_stored_assistant
 from schemas.job import InvokeJob
+from schemas.tables import OpenAIBatch
+
+_ASSISTANTS_KEPT = 256
 
 
 class ChatJobs:
-    """Makes the jobs of one batch."""
+    """Makes the jobs of one batch; in a thread."""
 
-    def __init__(self, workspace: str) -> None:
-        """Make jobs of this workspace."""
-        self._workspace = workspace
+    def __init__(self, engine: Engine, batch: OpenAIBatch) -> None:
+        """Make jobs for whoever made the batch: of its workspace, with the assistants that its key might use."""
+        shared = None if batch.assistants is None else frozenset(batch.assistants)
+        self._engine = engine
+        self._caller = Caller(key_id="", workspace=batch.workspace, scopes=frozenset(), assistants=shared, rpm=None)
+        self._assistant = lru_cache(_ASSISTANTS_KEPT)(self._read)
 
     def job_of(self, body: dict[str, Any]) -> InvokeJob:
         """Return the job that the body of a request asks for; raises ValidationError or Problem as the route does."""
         request = ChatCompletionRequest.model_validate(body)
-        return InvokeJob(
-            inline=InlineAssistant(workspace=self._workspace, name="chat", model=request.model),
-            messages=request.messages,
-            temperature=request.temperature,
-            keep_thread=False,
-        )
+        refuse_unsupported(request.model_extra or {})
+        assistant = self._assistant(request.model)
+        return completion_job(request, None, workspace=self._caller.workspace, assistant=assistant)
+
+    def _read(self, model: str) -> StoredAssistant | None:
+        named = address_in(model)
+        if named is None:
+            return None
+        assistant = read_stored_assistant(self._engine, self._caller, *named)
+        if assistant is None:
+            raise unknown_model(model)
+        return assistant

@@ -120,7 +120,7 @@ class Intake:
                 raise _SpoiltFileError(exc.fault) from exc
 
     def _requests(self, batch: OpenAIBatch) -> RequestLines:
-        return RequestLines(ChatJobs(batch.workspace), batch.endpoint)
+        return RequestLines(ChatJobs(self._engine, batch), batch.endpoint)
 
     def _lines(
         self,

@@ -6,12 +6,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 
 from producer.bulk.seen_ids import SeenIds
 from producer.bulk.strict_json import JsonFaultError, parse, type_name
+from producer.gateway.faults import faults_of
 from producer.gateway.openai_batches.chat_jobs import ChatJobs
-from producer.gateway.problem import Fault, Problem
+from producer.gateway.problem import Problem
 from schemas.job import InvokeJob
 
 MAX_REQUESTS = 50_000
@@ -96,9 +98,10 @@ class RequestLines:
         try:
             return self._jobs.job_of(body)
         except ValidationError as exc:
-            first = exc.errors(include_url=False, include_context=False, include_input=False)[0]
-            fault = Fault(where=("", "body", *first["loc"]), what=first["msg"])
-            raise _fault("invalid_request", f"{fault.place}: {fault.what}", fault.place, line) from exc
+            told = [{**each, "loc": ("body", *each["loc"])} for each in exc.errors(include_url=False)]
+            fault = faults_of(RequestValidationError(told, body=body))[0]
+            param = f"body.{fault.place}" if fault.place else "body"
+            raise _fault("invalid_request", f"{param}: {fault.what}", param, line) from exc
         except Problem as exc:
             param = f"body.{exc.param}" if exc.param else "body"
             raise _fault(exc.code, exc.message, param, line) from exc

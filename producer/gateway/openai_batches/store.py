@@ -76,6 +76,8 @@ class OpenAIBatches:
 
     def get(self, workspace: str, batch_id: str) -> OpenAIBatch | None:
         """Return the workspace's batch, None if there is none of this id."""
+        if not batch_id.isprintable():  # PostgreSQL would refuse the question
+            return None
         with Session(self._engine) as session:
             row = session.get(OpenAIBatch, batch_id)
         return row if row is not None and row.workspace == workspace else None
