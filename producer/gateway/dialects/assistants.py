@@ -16,10 +16,11 @@ from producer.gateway.keys import Scope
 from producer.gateway.pages import Cursor, Limit, Page, Place, page_of, place_of
 from producer.gateway.parts import parts_of
 from producer.gateway.problem_details import PROBLEMS
+from producer.gateway.strict_json import StrictJsonRoute
 from schemas.assistant import AssistantConfig
 from schemas.errors import InputError
 
-router = APIRouter(tags=["Assistants"], responses=PROBLEMS)
+router = APIRouter(route_class=StrictJsonRoute, tags=["Assistants"], responses=PROBLEMS)
 
 _SLUG = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 _VERSION_MAX = 2**31 - 1

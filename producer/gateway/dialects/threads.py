@@ -15,10 +15,11 @@ from producer.gateway.pages import Cursor, Limit, Page, Place, page_of, place_of
 from producer.gateway.parts import Parts, parts_of
 from producer.gateway.problem import Kind, Problem
 from producer.gateway.problem_details import PROBLEMS
+from producer.gateway.strict_json import StrictJsonRoute
 from producer.gateway.thread_records import ThreadRecords
 from schemas.tables import Thread, ThreadMessage
 
-router = APIRouter(tags=["Threads"], responses=PROBLEMS)
+router = APIRouter(route_class=StrictJsonRoute, tags=["Threads"], responses=PROBLEMS)
 
 ThreadId = Annotated[str, Path(pattern=ID_PATTERN)]
 Reads = Annotated[Caller, Depends(caller(Scope.READ))]

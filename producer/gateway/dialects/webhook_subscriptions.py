@@ -14,12 +14,13 @@ from producer.gateway.keys import Scope
 from producer.gateway.parts import parts_of
 from producer.gateway.problem import Kind, Problem
 from producer.gateway.problem_details import PROBLEMS
+from producer.gateway.strict_json import StrictJsonRoute
 from producer.subscriptions import Subscriptions
 from schemas.errors import InputError
 from schemas.tables import WebhookSubscription
 from schemas.webhook import Form
 
-router = APIRouter(tags=["Webhooks"], responses=PROBLEMS)
+router = APIRouter(route_class=StrictJsonRoute, tags=["Webhooks"], responses=PROBLEMS)
 
 Manages = Annotated[Caller, Depends(caller(Scope.WEBHOOKS))]
 

@@ -18,6 +18,7 @@ from producer.gateway.pages import Cursor, Limit, Page, Place, page_of, place_of
 from producer.gateway.parts import Parts, parts_of
 from producer.gateway.problem import Kind, Problem
 from producer.gateway.problem_details import PROBLEMS
+from producer.gateway.strict_json import StrictJsonRoute
 from producer.gateway.webhook_records import WebhookRecords
 from producer.webhooks import Webhooks
 from schemas.errors import InputError
@@ -25,7 +26,7 @@ from schemas.signing_secrets import OVERLAP_HOURS
 from schemas.tables import Delivery, WebhookEndpoint
 from schemas.webhook import DeliveryState, checked_url
 
-router = APIRouter(tags=["Webhooks"], responses=PROBLEMS)
+router = APIRouter(route_class=StrictJsonRoute, tags=["Webhooks"], responses=PROBLEMS)
 
 # A delivery's id has that of its job or batch in it.
 DeliveryId = Annotated[str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@-]{0,299}$")]
