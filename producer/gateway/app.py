@@ -11,7 +11,6 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from prometheus_client import CollectorRegistry
-from pydantic_core import PydanticSerializationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
@@ -99,9 +98,6 @@ def create_app(settings: Settings) -> FastAPI:
     for kind in (AssistqError, *SERVER_ERRORS):
         app.add_exception_handler(kind, _on_refusal)
     app.add_exception_handler(HTTPException, _on_http_exception)
-    # Text that is no Unicode comes as "\ud800" in JSON, and shows when it is to be written.
-    app.add_exception_handler(UnicodeEncodeError, _on_no_unicode)
-    app.add_exception_handler(PydanticSerializationError, _on_no_unicode)
     app.add_exception_handler(Exception, _on_crash)
     return app
 
@@ -112,14 +108,6 @@ async def _on_problem(request: Request, error: Any) -> JSONResponse:
     if request_id is not None:
         response.headers["x-request-id"] = request_id
     return response
-
-
-async def _on_no_unicode(request: Request, error: Exception) -> JSONResponse:
-    if "surrogates not allowed" not in str(error):
-        return await _on_crash(request, error)
-    what = "a text is no Unicode: it has one half of a surrogate pair"
-    problem = invalid([Fault(where=("body",), what=what)], dialect=dialect_of(request.url.path))
-    return error_response(dialect_of(request.url.path), problem)
 
 
 async def _on_invalid(request: Request, error: Any) -> JSONResponse:

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import json
-import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator, Mapping
 from contextlib import aclosing
 from typing import Any, Literal, cast
 
+import structlog
 from pydantic import BaseModel
 
 from producer.gateway import sse
 from producer.gateway.bodies import Dialect, error_body
+from producer.gateway.failures import SERVER_ERRORS, refusal
 from producer.gateway.problem import Kind, Problem
 from schemas.chat import ToolCall
 from schemas.result import JobResult
 from schemas.stream import StreamPart, TextPart, ToolCallPart, ToolResultPart
 
-log = logging.getLogger(__name__)
+_log = structlog.get_logger("assistq.gateway")
 
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 # What stands beside OpenAI's fields in a completion, and in each chunk: then of None as long as there is no result.
@@ -137,12 +138,18 @@ async def chat_chunks(
     except Exception as exc:
         if not begun:
             raise
-        if not isinstance(exc, Problem):
-            log.exception("the stream of %s broke", completion_id)
-            exc = Problem(Kind.INTERNAL, "the gateway failed on this stream; its log says why")
-        yield sse.event(error_body(dialect, exc))
+        yield sse.event(error_body(dialect, _problem(exc, completion_id)))
         return
     yield sse.DONE
+
+
+def _problem(error: Exception, completion_id: str) -> Problem:
+    if isinstance(error, Problem):
+        return error
+    if isinstance(error, SERVER_ERRORS):
+        return refusal(error)
+    _log.error("stream_crashed", completion_id=completion_id, exc_info=error)
+    return Problem(Kind.INTERNAL, "the gateway failed on this stream; its log says why")
 
 
 class _Chunks:
@@ -177,7 +184,7 @@ class _Chunks:
                 self._result = part
                 yield from self._rest(part)
             case TextPart() if part.text:
-                if part.step != self._step:
+                if part.step != self._step or self._answered:
                     self._step, self._told, self._answered = part.step, {}, False
                 self._told[part.index] = self._told.get(part.index, "") + part.text
                 yield from self._delta(part.index, {"content": part.text})
@@ -209,7 +216,9 @@ class _Chunks:
         # Another reply follows one that tools have answered, unless its caller has to answer some calls too.
         told = {} if self._answered and not result.tool_calls else self._told
         for index, text in enumerate(texts):
-            left = (text or "").removeprefix(told.get(index, ""))
+            said = told.get(index, "")
+            # What does not go on as it was told cannot be told any more.
+            left = text[len(said) :] if text is not None and text.startswith(said) else ""
             if left or index not in self._begun:
                 yield from self._delta(index, {"content": left} if left else {})
         untold = [call for call in result.tool_calls if call.id not in self._call_ids]

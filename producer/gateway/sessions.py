@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import uuid
 
-import redis.exceptions
 from sqlmodel import Session
 
 from producer.gateway.parts import Parts
-from producer.gateway.problem import Kind, Problem
 from schemas import names
 from schemas.tables import Thread
 
@@ -25,13 +23,8 @@ async def has_session(parts: Parts, workspace: str, session_id: str) -> bool:
 
     The queue first: a job leaves it only after its thread is in SQL.
     """
-    try:
-        if await parts.redis.exists(names.thread(workspace, session_id)):
-            return True
-    except redis.exceptions.RedisError as exc:
-        raise Problem(
-            Kind.UNAVAILABLE, "the queue does not answer; try again", code="queue_unavailable", retry_after_s=1
-        ) from exc
+    if await parts.redis.exists(names.thread(workspace, session_id)):
+        return True
     return await parts.in_thread(_is_stored, parts, workspace, session_id)
 
 

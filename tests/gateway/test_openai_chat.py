@@ -167,7 +167,7 @@ def test_a_wrong_key_is_told_in_openais_form(gateway: ServedGateway) -> None:
 def test_text_that_is_no_unicode_is_a_bad_request(client: httpx.Client, scene: Scene) -> None:
     data = json.dumps({"model": scene.model, "messages": [{"role": "user", "content": "\ud800"}]})
     answer = client.post(PATH, content=data, headers={"content-type": "application/json"})
-    assert refused(answer)[:2] == (400, "invalid_request")
+    assert refused(answer)[0] == 400
 
 
 def test_a_provider_that_refuses_is_told_with_the_jobs_id(client: httpx.Client, scene: Scene) -> None:

@@ -107,6 +107,16 @@ def test_rounds_of_tools_that_ran_here_are_not_told_but_the_text_of_each_reply_i
     assert said(chunks) == ("Look: Look: 42", [], "stop")
 
 
+def test_a_service_that_runs_its_own_tools_within_one_step_is_told_once() -> None:
+    *chunks, _ = told(
+        TextPart(step=0, text="Look: "),
+        ToolResultPart(step=0, call_id="c1", name="search", content="42"),
+        TextPart(step=0, text="It is "),
+        result("It is 42."),
+    )
+    assert said(chunks)[0] == "Look: It is 42."
+
+
 def test_the_callers_calls_are_told_in_pieces_beside_ours_and_the_text_once() -> None:
     theirs = ToolCall(id="c2", name="theirs", arguments='{"x":1}')
     *chunks, _ = told(
