@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from producer.gateway.bodies import Dialect, dialect_of, error_response
-from producer.gateway.dialects import openai_chat
+from producer.gateway.dialects import langtail, langtail_threads, openai_chat
 from producer.gateway.parts import opened
 from producer.gateway.problem import Fault, Kind, Problem
 from schemas.settings import Settings
@@ -21,7 +21,7 @@ from schemas.settings import Settings
 log = logging.getLogger(__name__)
 
 # Each answers for its own paths; Langtail's, which begin with a workspace's name, come last.
-ROUTERS = (openai_chat.router,)
+ROUTERS = (openai_chat.router, langtail_threads.router, langtail.router)
 
 
 def create_app(settings: Settings) -> FastAPI:
