@@ -89,6 +89,13 @@ class Assistants:
             )
         return AssistantConfig.model_validate({**row.config, "environment": environment}), version
 
+    def deployments(self, workspace: str) -> list[AssistantEnvironment]:
+        """Return where the environments of the workspace's assistants point, by address and environment."""
+        address, environment = col(AssistantEnvironment.address), col(AssistantEnvironment.environment)
+        of_workspace = address.startswith(f"{workspace}/", autoescape=True)
+        with Session(self._engine) as session:
+            return list(session.exec(select(AssistantEnvironment).where(of_workspace).order_by(address, environment)))
+
     def deploy(self, address: str, *, environment: str, version: int) -> int | None:
         """Point the environment at a version that exists; return the version it pointed at before."""
         with Session(self._engine) as session:

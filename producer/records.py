@@ -107,7 +107,7 @@ class Records:
 
     def thread(self, thread_id: str, *, workspace: str | None) -> list[ThreadMessage]:
         """Return the thread's messages in order; InputError if there is none, or one in several workspaces."""
-        query = select(Thread).where(Thread.id == thread_id)
+        query = select(Thread).where(Thread.id == thread_id, col(Thread.deleted_at).is_(None))
         if workspace is not None:
             query = query.where(Thread.workspace == workspace)
         with Session(self._engine) as session:
@@ -122,6 +122,7 @@ class Records:
             messages = (
                 select(ThreadMessage)
                 .where(ThreadMessage.workspace == found[0].workspace, ThreadMessage.thread_id == thread_id)
+                .where(col(ThreadMessage.deleted_at).is_(None))
                 .order_by(col(ThreadMessage.position))
             )
             return list(session.exec(messages))

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from schemas import template
-from schemas.chat import Part, TextPart
+from schemas.chat import Message, Part, TextPart
 from schemas.errors import InputError
 from schemas.output import OutputSpec
 from schemas.parameters import Parameters
@@ -53,6 +53,19 @@ class TemplateMessage(BaseModel):
     def texts(self) -> tuple[str, ...]:
         """Return the templates of the message: its text, or that of its text parts."""
         return _texts(self.content)
+
+
+class JobTemplateMessage(Message):
+    """One message of a template that a job brings in the place of the assistant's.
+
+    Its text, or its text parts, are Handlebars; whether they must parse depends on the job
+    (InvokeJob.strict_variables). Unlike a stored template it may show whole rounds of tool calls.
+    """
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Return the templates of the message: its text, or that of its text parts."""
+        return () if self.content is None else _texts(self.content)
 
 
 class AssistantConfig(Parameters):

@@ -7,7 +7,16 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
-from schemas.assistant import INLINE_PATH, Address, Environment, InlineAssistant, TemplateMessage, workspace_of
+from schemas import template
+from schemas.assistant import (
+    INLINE_PATH,
+    Address,
+    Environment,
+    InlineAssistant,
+    JobTemplateMessage,
+    TemplateMessage,
+    workspace_of,
+)
 from schemas.chat import Message
 from schemas.errors import InputError
 from schemas.outcome import Code
@@ -59,7 +68,7 @@ class InvokeJob(Parameters):
     thread_id: Identifier | None = None
     variables: dict[str, Any] = Field(default_factory=dict)
     messages: tuple[Message, ...] = ()
-    template: tuple[TemplateMessage, ...] | None = None
+    template: tuple[JobTemplateMessage, ...] | None = None
     output: OutputSpec | None = None
     max_steps: int | None = Field(default=None, ge=1, le=20)
     metadata: dict[str, MetadataValue] = Field(default_factory=dict)
@@ -69,6 +78,13 @@ class InvokeJob(Parameters):
     tell: Tell = "end"
     keep_thread: bool = True
     strict_variables: bool | None = None
+
+    @field_validator("template", mode="before")
+    @classmethod
+    def _takes_an_assistants_template(cls, messages: Any) -> Any:
+        if not isinstance(messages, list | tuple):
+            return messages
+        return [each.model_dump() if isinstance(each, TemplateMessage) else each for each in messages]
 
     @field_validator("webhook")
     @classmethod
@@ -101,6 +117,14 @@ class InvokeJob(Parameters):
             raise ValueError("a job needs exactly one of `assistant` (an address) and `inline`")
         return self
 
+    @model_validator(mode="after")
+    def _template_parses(self) -> Self:
+        if self.strict_variables is not False:
+            for position, message in enumerate(self.template or ()):
+                for source in message.texts:
+                    _check(source, position)
+        return self
+
     @property
     def workspace(self) -> str:
         """Return the tenant that the job belongs to."""
@@ -117,6 +141,13 @@ class InvokeJob(Parameters):
         which = self.environment if self.version is None else self.version
         model = self.model or (self.inline.model if self.inline else None)
         return f"{self.address}@{which}" + (f"#{model}" if model else "")
+
+
+def _check(source: str, position: int) -> None:
+    try:
+        template.check(source)
+    except template.TemplateError as exc:
+        raise ValueError(f"template[{position}].content: {exc}") from exc
 
 
 class Rejection(BaseModel):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from schemas.tool import ToolChoice, ToolSpec
+
+# OpenAI's, and what servers that speak like it take beside them; which a model takes, its provider says.
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
 class Parameters(BaseModel):
@@ -32,6 +35,7 @@ class Parameters(BaseModel):
     response_format: dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     user: str | None = Field(default=None, max_length=512)
+    reasoning_effort: ReasoningEffort | None = None
 
     @field_validator("max_tokens")
     @classmethod

@@ -8,7 +8,8 @@ after any step. What is not to be deleted:
   or has not ended: their results are shown together, and a row's may be in any of them;
 - a batch over OpenAI's API whose files are still to be written, or were later than the limit;
 - a single job that the queue still holds: its row keeps the worker that claims it from running it again;
-- a thread with a message that is younger, or with a job in the queue;
+- a thread with a message that is younger, or with a job in the queue; messages that were deleted long ago go before
+  the rest of their thread;
 - deliveries that are still to be made, or were made since, and the job or the batch that one tells of: its id is free
   again once it is gone, and the next end of that id would find a delivery of its name. So deliveries go first.
 """
@@ -88,6 +89,7 @@ class Retention:
         yield from self._deliveries()
         yield from self._batches()
         yield from self._single_jobs()
+        yield from self._deleted_messages()
         yield from self._threads()
         for count in FileRetention(self._engine, before=self._before, dry_run=self._dry_run).steps():
             yield Counter({Kind.FILES: count})
@@ -175,7 +177,9 @@ class Retention:
         of_thread = and_(
             col(ThreadMessage.workspace) == col(Thread.workspace), col(ThreadMessage.thread_id) == col(Thread.id)
         )
-        messages = select(func.count()).select_from(ThreadMessage).where(of_thread).scalar_subquery()
+        deleted_at = col(ThreadMessage.deleted_at)
+        is_left = or_(deleted_at.is_(None), deleted_at >= self._before)
+        messages = select(func.count()).select_from(ThreadMessage).where(of_thread, is_left).scalar_subquery()
         old = select(Thread.workspace, Thread.id, messages).where(
             col(Thread.created_at) < self._before, self._is_silent()
         )
@@ -188,6 +192,18 @@ class Retention:
                     yield Counter({Kind.THREADS: len(threads), Kind.MESSAGES: sum(count for _, count in step)})
                 else:
                     yield self._delete_threads(threads)
+
+    def _deleted_messages(self) -> Iterator[Counter[Kind]]:
+        """Delete what its owner deleted of threads that go on."""
+        is_old = col(ThreadMessage.deleted_at) < self._before
+        # In these words the index knows it.
+        is_deleted = col(ThreadMessage.deleted_at).is_not(None)
+        old = select(ThreadMessage.deleted_at, ThreadMessage.id).where(is_deleted, is_old)
+        for page in self._pages(old, (col(ThreadMessage.deleted_at), col(ThreadMessage.id)), STEP_ROWS):
+            ids = [message_id for _, message_id in page]
+            yield Counter(
+                {Kind.MESSAGES: self._delete(delete(ThreadMessage).where(col(ThreadMessage.id).in_(ids)), len(ids))}
+            )
 
     def _is_silent(self) -> Any:
         """Return the condition that a thread's last message is old, or that it has none."""

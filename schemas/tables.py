@@ -81,6 +81,14 @@ def storable(value: Any) -> Any:
             return value
 
 
+# An index says for which rows it is in words, and so must a query that is to use it: no database
+# sees that a parameter is one of them.
+_PENDING = "state = 'pending'"
+_CLAIMED = "claimed_until IS NOT NULL"
+_DELETED = "deleted_at IS NOT NULL"
+_OPEN = "ended_at IS NULL"
+
+
 class AssistantVersion(SQLModel, table=True):
     """One immutable version of an assistant; `fingerprint` tells equal configurations."""
 
@@ -162,14 +170,16 @@ class Thread(SQLModel, table=True):
     """A persistent conversation of one workspace."""
 
     __tablename__ = "threads"
+    __table_args__ = (Index("threads_by_age", "workspace", "created_at", "id"),)
 
     workspace: str = Field(primary_key=True)
     id: str = Field(primary_key=True)
     # What hosted assistants call this conversation: provider name -> thread or session id.
     provider_refs: dict[str, str] = Field(sa_column=Column(JSON, nullable=False))
-    # What its owner keeps with it, over HTTP; a thread that was deleted is gone for everybody but pruning.
+    # What its owner keeps with it, over HTTP. One that was deleted is gone for everybody but pruning; a job that is
+    # enqueued after that under its name begins it anew (worker/store/settling.py).
     thread_metadata: Any = Field(default=None, sa_column=Column("metadata", JSON(none_as_null=True)))
-    create_log: bool | None = None
+    create_log: Any = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
     created_at: datetime = Field(sa_type=UtcDateTime)
     deleted_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
 
@@ -177,11 +187,15 @@ class Thread(SQLModel, table=True):
 class ThreadMessage(SQLModel, table=True):
     """One message of a thread; `position` orders them, and only one writer can take a position.
 
-    `content` is its text, for people and searches; `message` is all of it.
+    `content` is its text, for people and searches; `message` is all of it. `job_id` is the job that left it, empty
+    for one that its owner wrote over HTTP.
     """
 
     __tablename__ = "thread_messages"
-    __table_args__ = (UniqueConstraint("workspace", "thread_id", "position"),)
+    __table_args__ = (
+        UniqueConstraint("workspace", "thread_id", "position"),
+        Index("thread_messages_deleted", "deleted_at", sqlite_where=text(_DELETED), postgresql_where=text(_DELETED)),
+    )
 
     id: int | None = Field(default=None, primary_key=True)
     workspace: str
@@ -272,13 +286,6 @@ class WebhookSubscription(SQLModel, table=True):
     url: str = Field(primary_key=True, sa_type=Text)
     form: str
     created_at: datetime = Field(sa_type=UtcDateTime)
-
-
-# An index says for which rows it is in words, and so must a query that is to use it: no database
-# sees that a parameter is one of them.
-_PENDING = "state = 'pending'"
-_CLAIMED = "claimed_until IS NOT NULL"
-_OPEN = "ended_at IS NULL"
 
 
 class Delivery(SQLModel, table=True):

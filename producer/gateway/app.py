@@ -26,6 +26,8 @@ from producer.gateway.dialects import (
     langdock,
     langdock_assistants,
     langdock_attachments,
+    langtail,
+    langtail_threads,
     openai_batches,
     openai_chat,
     openai_files,
@@ -57,6 +59,7 @@ ROUTERS = (
     langdock.router,
     langdock_assistants.router,
     langdock_attachments.router,
+    langtail_threads.router,
     openai_batches.router,
     openai_chat.router,
     openai_files.router,
@@ -64,6 +67,7 @@ ROUTERS = (
     threads.router,
     webhook_subscriptions.router,
     webhooks.router,
+    langtail.router,
 )
 
 

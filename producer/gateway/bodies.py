@@ -41,6 +41,8 @@ _OPENAI_TYPES = {
     Kind.RATE_LIMITED: "rate_limit_error",
     Kind.OVER_BUDGET: "insufficient_quota",
 }
+# Langtail says this one in a text of its own (CONTRACT row 3).
+DEPLOYMENT_NOT_FOUND = "deployment_not_found"
 _LANGTAIL_TYPES = {**_OPENAI_TYPES, Kind.NOT_FOUND: "not_found"}
 
 
@@ -65,6 +67,8 @@ def error_body(dialect: Dialect, problem: Problem) -> dict[str, Any]:
     match dialect:
         case Dialect.OPENAI:
             return {"error": _openai_error(problem, _OPENAI_TYPES)}
+        case Dialect.LANGTAIL if problem.code == DEPLOYMENT_NOT_FOUND:
+            return {"error": problem.message}
         case Dialect.LANGTAIL:
             return {"error": _openai_error(problem, _LANGTAIL_TYPES)}
         case Dialect.LANGDOCK:

@@ -36,6 +36,7 @@ ASSISTANTS: dict[str, Any] = {
     "tool_choice": "auto",
     "parallel_tool_calls": True,
     "user": "the assistant's",
+    "reasoning_effort": "low",
     "response_format": {"type": "text"},
 }
 # Zero, false and empty are values too.
@@ -52,6 +53,7 @@ OVERRIDES: dict[str, tuple[Any, Any]] = {
     "tool_choice": ({"type": "function", "function": {"name": "f"}},) * 2,
     "parallel_tool_calls": (False, False),
     "user": ("end-user-7", "end-user-7"),
+    "reasoning_effort": ("none", "none"),
     "response_format": ({"type": "json_schema", "json_schema": {"name": "x", "schema": {}}},) * 2,
 }
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from schemas import template
-from schemas.assistant import AssistantConfig, ProviderKind, TemplateMessage
+from schemas.assistant import AssistantConfig, JobTemplateMessage, ProviderKind, TemplateMessage
 from schemas.chat import Message, Part, TextPart
 from schemas.job import InvokeJob, JobRecord
 from schemas.outcome import Code, Failed
@@ -74,9 +74,10 @@ def prepare(record: JobRecord, context: JobContext, *, default_model: str | None
             error=f"assistant {config.assistant} names no model and ASSISTQ_MODEL is not set; name one of the two",
         )
     variables = {**config.variables, **job.variables}
+    strict = config.strict_variables if job.strict_variables is None else job.strict_variables
     try:
-        instructions = template.render(config.instructions, variables, strict=config.strict_variables)
-        own = _rendered(instructions, config, job, variables)
+        instructions = template.render(config.instructions, variables, strict=strict)
+        own = _rendered(instructions, config, job, variables, strict=strict)
     except template.MissingVariableError as exc:
         return Failed(
             code=Code.MISSING_VARIABLE,
@@ -126,22 +127,31 @@ def _merged(config: AssistantConfig, job: InvokeJob) -> Parameters:
     return Parameters.model_construct(**merged)
 
 
-def _rendered(instructions: str, config: AssistantConfig, job: InvokeJob, variables: dict[str, Any]) -> list[Message]:
+def _rendered(
+    instructions: str, config: AssistantConfig, job: InvokeJob, variables: dict[str, Any], *, strict: bool
+) -> list[Message]:
     # A service that hosts the assistant has its instructions already, or gets them by themselves.
     sent = instructions and config.provider == "openai"
     messages = [Message(role="system", content=instructions)] if sent else []
     parts = config.template if job.template is None else job.template
-    return messages + [_rendered_message(part, variables, strict=config.strict_variables) for part in parts]
+    return messages + [_rendered_message(part, variables, strict=strict) for part in parts]
 
 
-def _rendered_message(message: TemplateMessage, variables: dict[str, Any], *, strict: bool) -> Message:
-    if isinstance(message.content, str):
-        return Message(role=message.role, content=template.render(message.content, variables, strict=strict))
-    parts: list[Part] = [
-        TextPart(text=template.render(part.text, variables, strict=strict)) if isinstance(part, TextPart) else part
-        for part in message.content
-    ]
-    return Message(role=message.role, content=tuple(parts))
+def _rendered_message(
+    message: TemplateMessage | JobTemplateMessage, variables: dict[str, Any], *, strict: bool
+) -> Message:
+    content = message.content
+    if isinstance(content, str):
+        content = template.render(content, variables, strict=strict)
+    elif content is not None:
+        content = tuple(_rendered_part(part, variables, strict=strict) for part in content)
+    if isinstance(message, TemplateMessage):
+        return Message(role=message.role, content=content)
+    return Message(**{**dict(message), "content": content})
+
+
+def _rendered_part(part: Part, variables: dict[str, Any], *, strict: bool) -> Part:
+    return TextPart(text=template.render(part.text, variables, strict=strict)) if isinstance(part, TextPart) else part
 
 
 def _unknown_assistant(job: InvokeJob) -> str:

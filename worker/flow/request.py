@@ -48,6 +48,7 @@ def request_of(
         tool_choice=_tool_choice(prepared, ask),
         parallel_tool_calls=parameters.parallel_tool_calls,
         user=parameters.user,
+        reasoning_effort=parameters.reasoning_effort,
         step_id=step_id,
         hosted=None if prepared.provider == "openai" else _hosted(record, prepared, ask, told, thread_ref=thread_ref),
     )

@@ -22,9 +22,9 @@ class AgentEndpoint:
 
     The first call of a thread creates a session with the whole conversation; later ones
     extend it with what is new. Only without a thread is it stateless. The API has no system
-    role (folding.py) and no `top_p`, penalties, `user` or `response_format`: the first four
-    are left out, the last is StructuredOutputUnsupported. `retrieved` of a reply holds the
-    passages that the agent found.
+    role (folding.py) and no `top_p`, penalties, `user`, `reasoning_effort` or
+    `response_format`: all but the last are left out, that one is StructuredOutputUnsupported.
+    `retrieved` of a reply holds the passages that the agent found.
     """
 
     def __init__(

@@ -68,6 +68,7 @@ class ChatRequest:
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     user: str | None = None
+    reasoning_effort: str | None = None
     step_id: str | None = None
     hosted: HostedCall | None = None
 

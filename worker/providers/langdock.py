@@ -41,8 +41,8 @@ class Langdock:
     It keeps no threads: the whole conversation is sent each time. It has no system role: for
     a stored assistant the system's text leads the first user message (folding.py), for a
     temporary one it follows the instructions. A job's output spec is asked for natively.
-    `max_tokens`, `top_p`, penalties, `seed`, `stop`, `n`, `user`, `metadata` and variables
-    are no parameters of this API and are left out, `temperature` and `model` too where the
+    `max_tokens`, `top_p`, penalties, `seed`, `stop`, `n`, `user`, `reasoning_effort`, `metadata` and
+    variables are no parameters of this API and are left out, `temperature` and `model` too where the
     assistant is a stored one.
     """
 

@@ -98,6 +98,7 @@ def _body(request: ChatRequest, hosted: HostedCall, *, stream: bool) -> dict[str
             # json_schema is documented nowhere; the backend is OpenAI's chat completions (inferred).
             "response_format": response_format_body(request),
             "user": request.user,
+            "reasoning_effort": request.reasoning_effort,
             "metadata": {key: _metadata(value) for key, value in hosted.metadata.items()} or None,
             "doNotRecord": True if hosted.do_not_record else None,
         }

@@ -110,6 +110,7 @@ def _body(request: ChatRequest) -> dict[str, Any]:
             "tool_choice": tool_choice_body(request) if tools else None,
             "parallel_tool_calls": request.parallel_tool_calls if tools else None,
             "user": request.user,
+            "reasoning_effort": request.reasoning_effort,
             "response_format": response_format_body(request),
         }
     )

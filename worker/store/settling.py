@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import func, insert, tuple_
+from sqlalchemy import func, insert, tuple_, update
 from sqlmodel import Session, SQLModel, col, select
 
 from schemas.deliveries import new_delivery, with_free_ids
@@ -79,6 +79,7 @@ def _append_turns(session: Session, settlements: Iterable[Settlement]) -> None:
     keys = {key for key, _ in turns}
     in_keys = tuple_(col(Thread.workspace), col(Thread.id)).in_(keys)
     threads = {(thread.workspace, thread.id): thread for thread in session.exec(select(Thread).where(in_keys))}
+    turns = [(key, each) for key, each in turns if key not in threads or _takes(session, threads[key], each)]
     next_positions = _next_positions(session, threads)
     new_threads: dict[_ThreadKey, dict[str, Any]] = {}
     messages: list[dict[str, Any]] = []
@@ -95,6 +96,24 @@ def _append_turns(session: Session, settlements: Iterable[Settlement]) -> None:
         next_positions[key] = first + len(settlement.new_messages)
     _insert(session, Thread, new_threads.values())
     _insert(session, ThreadMessage, messages)
+
+
+def _takes(session: Session, thread: Thread, settlement: Settlement) -> bool:
+    """Return whether the thread takes the turn; one that was deleted begins anew with a job that was enqueued since.
+
+    What is left of a conversation that was deleted while its job ran is not kept.
+    """
+    if thread.deleted_at is None:
+        return True
+    if settlement.enqueued_ms / 1000 <= thread.deleted_at.timestamp():
+        return False
+    # Another job may have left its turn while the thread was being deleted.
+    of_thread = (col(ThreadMessage.workspace) == thread.workspace, col(ThreadMessage.thread_id) == thread.id)
+    left = update(ThreadMessage).where(*of_thread, col(ThreadMessage.deleted_at).is_(None))
+    session.connection().execute(left.values(deleted_at=thread.deleted_at))
+    thread.deleted_at, thread.created_at = None, settlement.result.finished_at
+    thread.provider_refs, thread.thread_metadata, thread.create_log = {}, None, None
+    return True
 
 
 def _next_positions(session: Session, keys: Iterable[_ThreadKey]) -> dict[_ThreadKey, int]:

@@ -46,6 +46,9 @@ _WRITES_TOGETHER = 128
 # As long as a lease: who is silent for longer has lost its jobs.
 _IDLE_IN_TRANSACTION_S = 6
 
+# An owner may write into a thread again and again while we settle a turn of it.
+_LOOKS = 5
+
 T = TypeVar("T")
 Item = TypeVar("Item")
 Done = TypeVar("Done")
@@ -124,12 +127,12 @@ class SqlStore:
 
     def _alone(self, work: Work[Item, Done], item: Item) -> Done | Exception:
         try:
-            try:
-                return self._together(work, [item])[0]
-            except IntegrityError:
-                # Another worker settled the job, ended the batch, or created the thread, between our
-                # look and our insert. The second look sees it.
-                return self._together(work, [item])[0]
+            for _ in range(_LOOKS - 1):
+                # Another worker settled the job, ended the batch, or created the thread, or its owner wrote into
+                # the thread, between our look and our insert. The next look sees it.
+                with suppress(IntegrityError):
+                    return self._together(work, [item])[0]
+            return self._together(work, [item])[0]
         except Exception as exc:  # noqa: BLE001 - handed on to who asked
             return exc
 
@@ -157,6 +160,7 @@ class SqlStore:
     def _context(self, session: Session, record: JobRecord, pointers: Mapping[_Pointer, int]) -> JobContext:
         thread_id = record.job.thread_id
         thread = None if thread_id is None else session.get(Thread, (record.job.workspace, thread_id))
+        thread = None if thread is None or thread.deleted_at is not None else thread
         return JobContext(
             settled=None,
             assistant=self._assistant(session, record.job, pointers),
@@ -203,9 +207,11 @@ def _history(session: Session, thread: Thread) -> tuple[tuple[Message, ...], ...
     query = (
         select(ThreadMessage)
         .where(ThreadMessage.workspace == thread.workspace, ThreadMessage.thread_id == thread.id)
+        .where(col(ThreadMessage.deleted_at).is_(None))
         .order_by(col(ThreadMessage.position))
     )
-    turns = groupby(session.exec(query), key=lambda row: row.job_id)
+    # What its owner wrote is of no job: each message for itself.
+    turns = groupby(session.exec(query), key=lambda row: row.job_id or row.id)
     return tuple(tuple(Message.model_validate(row.message) for row in rows) for _, rows in turns)
 
 

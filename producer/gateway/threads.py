@@ -1,0 +1,286 @@
+"""The threads of workspaces, as their owners read and write them over HTTP.
+
+Deleting is soft: what was deleted is gone for everybody, the workers too, and pruning (schemas/retention.py) takes the
+rows away. Each method looks only at one workspace; what it does not find there raises Problem 404.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Generic, TypeVar
+
+from sqlalchemy import Engine, func, update
+from sqlalchemy.exc import IntegrityError
+from sqlmodel import Session, and_, col, or_, select
+
+from producer.gateway.problem import Kind, Problem
+from schemas.chat import Message
+from schemas.tables import Thread, ThreadMessage
+
+# A worker may settle turns of the thread, one after another, while we write into it.
+_LOOKS = 10
+_MESSAGE_ID_MAX = 2**31 - 1
+# A worker calls a thread `thread_` and the job's id, so it may be longer than an id that a caller chooses.
+_THREAD_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,255}")
+_MESSAGE_ID = re.compile(r"msg_([1-9][0-9]{0,9})")
+
+Row = TypeVar("Row", Thread, ThreadMessage)
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[Row]):
+    """Some rows of a list, and whether there are more behind them."""
+
+    rows: list[Row]
+    has_more: bool
+
+
+def message_id(row: ThreadMessage) -> str:
+    """Return what a caller knows the message by."""
+    return f"msg_{row.id}"
+
+
+class Threads:
+    """The threads of one database; its tables must exist. Its methods are for threads of the process, not the loop."""
+
+    def __init__(self, engine: Engine) -> None:
+        """Use this engine."""
+        self._engine = engine
+
+    def page(self, workspace: str, *, limit: int, after: str | None) -> Page[Thread]:
+        """Return threads of the workspace, youngest first, those behind the thread `after` if it is named."""
+        query = select(Thread).where(Thread.workspace == workspace, col(Thread.deleted_at).is_(None))
+        with self._session() as session:
+            if after is not None:
+                # One that was deleted since its page was read is a place all the same.
+                cursor = session.get(Thread, (workspace, after)) if _THREAD_ID.fullmatch(after) else None
+                if cursor is None:
+                    raise _no_cursor(after)
+                older = col(Thread.created_at) < cursor.created_at
+                beside = and_(col(Thread.created_at) == cursor.created_at, col(Thread.id) < cursor.id)
+                query = query.where(or_(older, beside))
+            order = (col(Thread.created_at).desc(), col(Thread.id).desc())
+            rows = list(session.exec(query.order_by(*order).limit(limit + 1)))
+        return Page(rows[:limit], has_more=len(rows) > limit)
+
+    def create(self, workspace: str, *, metadata: Any, create_log: Any) -> Thread:
+        """Begin a thread without messages."""
+        thread = Thread(
+            workspace=workspace,
+            id=f"thread_{uuid.uuid4().hex}",
+            provider_refs={},
+            thread_metadata=metadata,
+            create_log=create_log,
+            created_at=datetime.now(UTC),
+        )
+        with self._session() as session:
+            session.add(thread)
+            session.commit()
+        return thread
+
+    def thread(self, workspace: str, thread_id: str) -> Thread:
+        """Return the thread."""
+        with self._session() as session:
+            return _found(session, workspace, thread_id)
+
+    def refuse_deleted(self, workspace: str, thread_id: str) -> None:
+        """Raise Problem 404 for a thread that was deleted; one that nobody knows begins with its first job."""
+        with self._session() as session:
+            thread = session.get(Thread, (workspace, thread_id))
+        if thread is not None and thread.deleted_at is not None:
+            raise _no_thread(thread_id)
+
+    def set_metadata(self, workspace: str, thread_id: str, metadata: Any) -> Thread:
+        """Replace the metadata of the thread."""
+        with self._session() as session:
+            thread = _found(session, workspace, thread_id)
+            thread.thread_metadata = metadata
+            session.commit()
+        return thread
+
+    def delete(self, workspace: str, thread_id: str) -> None:
+        """Delete the thread with its messages; what a job that runs meanwhile would add is not kept."""
+        with self._session() as session:
+            thread = _found(session, workspace, thread_id)
+            thread.deleted_at = datetime.now(UTC)
+            # A job that is enqueued from now on begins it anew, and this conversation is not its own.
+            thread.provider_refs = {}
+            session.flush()
+            left = update(ThreadMessage).where(*_of(workspace, thread_id), col(ThreadMessage.deleted_at).is_(None))
+            session.connection().execute(left.values(deleted_at=thread.deleted_at))
+            session.commit()
+
+    def messages(
+        self, workspace: str, thread_id: str, *, limit: int, after: str | None, newest_first: bool
+    ) -> Page[ThreadMessage]:
+        """Return messages of the thread in order, or in the opposite one, those behind the message `after`."""
+        position = col(ThreadMessage.position)
+        with self._session() as session:
+            _found(session, workspace, thread_id)
+            query = _live(workspace, thread_id)
+            if after is not None:
+                cursor = _row(session, workspace, thread_id, after)
+                if cursor is None:
+                    raise _no_cursor(after)
+                query = query.where(position < cursor.position if newest_first else position > cursor.position)
+            order = position.desc() if newest_first else position
+            rows = list(session.exec(query.order_by(order).limit(limit + 1)))
+        return Page(rows[:limit], has_more=len(rows) > limit)
+
+    def message(self, workspace: str, thread_id: str, message_id: str) -> ThreadMessage:
+        """Return the message."""
+        with self._session() as session:
+            return _found_message(session, workspace, thread_id, message_id)
+
+    def append(self, workspace: str, thread_id: str, message: Message, *, metadata: Any) -> ThreadMessage:
+        """Add the message behind all others; a turn that a job settles at the same time stands before or behind it.
+
+        Raises Problem 409 for a message that would part a tool call from its answers.
+        """
+        for _ in range(_LOOKS):
+            try:
+                return self._append(workspace, thread_id, message, metadata)
+            except IntegrityError:
+                # A worker took the position between our look and our insert; the next look sees it.
+                continue
+        raise Problem(Kind.CONFLICT, f"thread '{thread_id}' is being written to all the time; try again", code="busy")
+
+    def set_message_metadata(self, workspace: str, thread_id: str, message_id: str, metadata: Any) -> ThreadMessage:
+        """Replace the metadata of the message; what it says stays."""
+        with self._session() as session:
+            row = _found_message(session, workspace, thread_id, message_id)
+            row.message_metadata = metadata
+            session.commit()
+        return row
+
+    def delete_message(self, workspace: str, thread_id: str, message_id: str) -> None:
+        """Delete the message; one that calls tools takes their answers along.
+
+        Raises Problem 409 for such an answer itself: no provider takes a call without one.
+        """
+        with self._session() as session:
+            row = _found_message(session, workspace, thread_id, message_id)
+            message = Message.model_validate(row.message)
+            if message.role == "tool":
+                raise Problem(
+                    Kind.CONFLICT,
+                    f"message '{message_id}' answers the tool call {message.tool_call_id}; "
+                    "delete the assistant's message that makes the call, which takes its answers along",
+                    code="answers_a_tool_call",
+                )
+            now = datetime.now(UTC)
+            row.deleted_at = now
+            for answer in _answers_behind(session, row) if message.tool_calls else ():
+                answer.deleted_at = now
+            session.commit()
+
+    def _append(self, workspace: str, thread_id: str, message: Message, metadata: Any) -> ThreadMessage:
+        with self._session() as session:
+            _found(session, workspace, thread_id)
+            _refuse_what_parts_calls(session, workspace, thread_id, message)
+            last = func.coalesce(func.max(ThreadMessage.position), -1)
+            position = 1 + session.exec(select(last).where(*_of(workspace, thread_id))).one()
+            row = ThreadMessage(
+                workspace=workspace,
+                thread_id=thread_id,
+                position=position,
+                job_id="",
+                role=message.role,
+                content=message.text,
+                message=message.model_dump(mode="json", exclude_defaults=True),
+                message_metadata=metadata,
+                created_at=datetime.now(UTC),
+            )
+            session.add(row)
+            session.commit()
+        return row
+
+    def _session(self) -> Session:
+        return Session(self._engine, expire_on_commit=False)
+
+
+def _of(workspace: str, thread_id: str) -> tuple[Any, Any]:
+    return col(ThreadMessage.workspace) == workspace, col(ThreadMessage.thread_id) == thread_id
+
+
+def _live(workspace: str, thread_id: str) -> Any:
+    return select(ThreadMessage).where(*_of(workspace, thread_id), col(ThreadMessage.deleted_at).is_(None))
+
+
+def _found(session: Session, workspace: str, thread_id: str) -> Thread:
+    thread = session.get(Thread, (workspace, thread_id)) if _THREAD_ID.fullmatch(thread_id) else None
+    if thread is None or thread.deleted_at is not None:
+        raise _no_thread(thread_id)
+    return thread
+
+
+def _found_message(session: Session, workspace: str, thread_id: str, message_id: str) -> ThreadMessage:
+    _found(session, workspace, thread_id)
+    row = _row(session, workspace, thread_id, message_id)
+    if row is None or row.deleted_at is not None:
+        raise Problem(Kind.NOT_FOUND, f"thread '{thread_id}' has no message '{message_id}'", code="message_not_found")
+    return row
+
+
+def _row(session: Session, workspace: str, thread_id: str, message_id: str) -> ThreadMessage | None:
+    """Return the message's row, also of one that was deleted."""
+    match = _MESSAGE_ID.fullmatch(message_id)
+    number = int(match[1]) if match else 0
+    if not 0 < number <= _MESSAGE_ID_MAX:
+        return None
+    row = session.get(ThreadMessage, number)
+    return row if row is not None and (row.workspace, row.thread_id) == (workspace, thread_id) else None
+
+
+def _answers_behind(session: Session, row: ThreadMessage) -> list[ThreadMessage]:
+    """Return the messages behind an assistant's that answer its tool calls: all up to the next that is none."""
+    behind = _live(row.workspace, row.thread_id).where(col(ThreadMessage.position) > row.position)
+    answers: list[ThreadMessage] = []
+    for each in session.exec(behind.order_by(col(ThreadMessage.position)).execution_options(yield_per=50)):
+        if each.role != "tool":
+            break
+        answers.append(each)
+    return answers
+
+
+def _refuse_what_parts_calls(session: Session, workspace: str, thread_id: str, message: Message) -> None:
+    waiting = _open_calls(session, workspace, thread_id)
+    if message.role == "tool":
+        if message.tool_call_id not in waiting:
+            raise Problem(
+                Kind.CONFLICT,
+                f"thread '{thread_id}' does not wait for an answer to tool call '{message.tool_call_id}'",
+                code="no_such_call",
+                param="tool_call_id",
+            )
+    elif waiting:
+        raise Problem(
+            Kind.CONFLICT,
+            f"thread '{thread_id}' waits for the answers to tool calls {', '.join(sorted(waiting))}; "
+            "add them as tool messages first",
+            code="tool_answers_missing",
+        )
+
+
+def _open_calls(session: Session, workspace: str, thread_id: str) -> set[str]:
+    """Return the ids of the tool calls at the thread's end that nobody has answered."""
+    answered: set[str | None] = set()
+    newest = _live(workspace, thread_id).order_by(col(ThreadMessage.position).desc())
+    for row in session.exec(newest.execution_options(yield_per=50)):
+        message = Message.model_validate(row.message)
+        if message.role != "tool":
+            return {call.id for call in message.tool_calls} - answered
+        answered.add(message.tool_call_id)
+    return set()
+
+
+def _no_thread(thread_id: str) -> Problem:
+    return Problem(Kind.NOT_FOUND, f"there is no thread '{thread_id}'", code="thread_not_found")
+
+
+def _no_cursor(after: str) -> Problem:
+    message = f"after: the list has no '{after}'; send the last_id of a page"
+    return Problem(Kind.BAD_REQUEST, message, code="bad_cursor", param="after")
