@@ -13,13 +13,13 @@ import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlmodel import Session, SQLModel, col, select
 
 from schemas.signing_secrets import signing_secret
-from schemas.tables import Delivery, FileChunk, StoredFile, ThreadMessage, WebhookEndpoint
+from schemas.tables import Delivery, FileChunk, OpenAIBatch, StoredFile, ThreadMessage, WebhookEndpoint
 from tests.at_work import Scene, Works
 from tests.loopback_provider import Reply, answers, default_reply, hang_until
 from tests.processes import until
@@ -147,7 +147,17 @@ def tenant_of(works: Works) -> Iterator[Tenant]:
                     mime_type="text/plain", size_bytes=len(content), text=f"{MARK} text", created_at=now,
                 )
             )  # fmt: skip
-            session.add(FileChunk(file_id=id_, position=0, content=content))
+            session.add(FileChunk(file_id=id_, position=0, content=content, created_at=now))
+        for batch_id, status in ((batch.id, "completed"), (running.id, "in_progress")):
+            session.add(
+                OpenAIBatch(
+                    id=batch_id, workspace=scene.workspace, input_file_id=file_id, endpoint="/v1/chat/completions",
+                    completion_window="24h", status=status, batch_metadata={"note": MARK}, total=1, created_at=now,
+                    expires_at=now + timedelta(days=1), in_progress_at=now, enqueued_at=now,
+                    # No gateway takes it up meanwhile.
+                    claimed_until=now + timedelta(days=1), ended_at=now if status == "completed" else None,
+                )
+            )  # fmt: skip
         session.commit()
         query = select(ThreadMessage).where(
             ThreadMessage.workspace == scene.workspace, ThreadMessage.thread_id == thread_id

@@ -59,8 +59,8 @@ async def create_assistant_completion(
     parts = parts_of(request)
     job = await parts.in_thread(_job_of, body, caller, parts)
     if body.stream:
-        return await sse.event_stream(events_of(job, parts.calls.stream(job)))
-    return answer_of(job, await parts.calls.answer(job))
+        return await sse.event_stream(events_of(job, parts.calls.stream(job, request)))
+    return answer_of(job, await parts.calls.answer(job, request))
 
 
 @router.get("/assistant/v1/models", responses=errors())

@@ -197,7 +197,7 @@ async def _invoke(
     try:
         if job.tell == "stream":
             chunks = chat_chunks(
-                parts.calls.stream(job),
+                parts.calls.stream(job, request),
                 completion_id=completion_id,
                 model=job.model or config.model or parts.settings.model or config.provider,
                 dialect=Dialect.LANGTAIL,
@@ -205,7 +205,7 @@ async def _invoke(
                 callers_tools=_callers_tools(job, config),
             )
             return await sse.event_stream(chunks, headers=headers)
-        result = await parts.calls.answer(job)
+        result = await parts.calls.answer(job, request)
     except Problem as problem:
         if problem.code == Code.ASSISTANT_UNKNOWN:
             # It was taken away between our look and the worker's.
