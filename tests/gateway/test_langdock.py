@@ -26,7 +26,7 @@ def temporary(scene: Scene, **fields: Any) -> dict[str, Any]:
 
 
 def ask(client: httpx.Client, **body: Any) -> httpx.Response:
-    return client.post(URL, json={"messages": HELLO, **body})
+    return client.post(URL, json={"messages": HELLO} | body)
 
 
 def answered(client: httpx.Client, **body: Any) -> dict[str, Any]:
@@ -152,7 +152,8 @@ def test_row_65_the_result_has_all_that_was_said_since_in_order(client: httpx.Cl
         completion(calls=[("c3", "echo", {"text": "three"})]),
         completion("All done."),
     )
-    items = answered(client, assistantId=scene.address)["result"]
+    history = [*HELLO, {"role": "assistant", "content": "Said before."}, *HELLO]
+    items = answered(client, assistantId=scene.address, messages=history)["result"]
     assert len({item["id"] for item in items}) == 5
     told = [(item["role"], [part["type"] for part in item["content"]]) for item in items]
     assert told == [
