@@ -118,6 +118,7 @@ async def test_what_was_left_in_a_thread_while_it_was_deleted_does_not_come_back
         )
         session.add(left)
         session.commit()
+    assert await history(store, thread_id) == []
     after = datetime.now(UTC) + timedelta(seconds=5)
     await store.settle(a_turn("new", thread_id, user("new"), at=after))
     assert await history(store, thread_id) == [["new"]]
