@@ -20,7 +20,7 @@ from producer.gateway.problem import Kind, Problem
 from schemas.chat import Message
 from schemas.tables import Thread, ThreadMessage
 
-# A worker may settle turns of the thread, one after another, while we write into it.
+# On SQLite a worker may settle turns of the thread, one after another, while we write into it.
 _LOOKS = 10
 _MESSAGE_ID_MAX = 2**31 - 1
 # A worker calls a thread `thread_` and the job's id, so it may be longer than an id that a caller chooses.
@@ -104,7 +104,7 @@ class Threads:
     def delete(self, workspace: str, thread_id: str) -> None:
         """Delete the thread with its messages; what a job that runs meanwhile would add is not kept."""
         with self._session() as session:
-            thread = _found(session, workspace, thread_id)
+            thread = _found(session, workspace, thread_id, lock=True)
             thread.deleted_at = datetime.now(UTC)
             # A job that is enqueued from now on begins it anew, and this conversation is not its own.
             thread.provider_refs = {}
@@ -144,7 +144,7 @@ class Threads:
             try:
                 return self._append(workspace, thread_id, message, metadata)
             except IntegrityError:
-                # A worker took the position between our look and our insert; the next look sees it.
+                # A worker took the position between our look and our insert, on SQLite; the next look sees it.
                 continue
         raise Problem(Kind.CONFLICT, f"thread '{thread_id}' is being written to all the time; try again", code="busy")
 
@@ -179,7 +179,7 @@ class Threads:
 
     def _append(self, workspace: str, thread_id: str, message: Message, metadata: Any) -> ThreadMessage:
         with self._session() as session:
-            _found(session, workspace, thread_id)
+            _found(session, workspace, thread_id, lock=True)
             _refuse_what_parts_calls(session, workspace, thread_id, message)
             last = func.coalesce(func.max(ThreadMessage.position), -1)
             position = 1 + session.exec(select(last).where(*_of(workspace, thread_id))).one()
@@ -210,8 +210,10 @@ def _live(workspace: str, thread_id: str) -> Any:
     return select(ThreadMessage).where(*_of(workspace, thread_id), col(ThreadMessage.deleted_at).is_(None))
 
 
-def _found(session: Session, workspace: str, thread_id: str) -> Thread:
-    thread = session.get(Thread, (workspace, thread_id)) if _THREAD_ID.fullmatch(thread_id) else None
+def _found(session: Session, workspace: str, thread_id: str, *, lock: bool = False) -> Thread:
+    """Return the thread's row, where there are locks of rows with one that workers wait for (settling.py)."""
+    known = _THREAD_ID.fullmatch(thread_id) is not None
+    thread = session.get(Thread, (workspace, thread_id), with_for_update=lock or None) if known else None
     if thread is None or thread.deleted_at is not None:
         raise _no_thread(thread_id)
     return thread
@@ -237,13 +239,11 @@ def _row(session: Session, workspace: str, thread_id: str, message_id: str) -> T
 
 def _answers_behind(session: Session, row: ThreadMessage) -> list[ThreadMessage]:
     """Return the messages behind an assistant's that answer its tool calls: all up to the next that is none."""
-    behind = _live(row.workspace, row.thread_id).where(col(ThreadMessage.position) > row.position)
-    answers: list[ThreadMessage] = []
-    for each in session.exec(behind.order_by(col(ThreadMessage.position)).execution_options(yield_per=50)):
-        if each.role != "tool":
-            break
-        answers.append(each)
-    return answers
+    position = col(ThreadMessage.position)
+    behind = _live(row.workspace, row.thread_id).where(position > row.position)
+    other = session.exec(behind.where(ThreadMessage.role != "tool").order_by(position).limit(1)).first()
+    answers = behind if other is None else behind.where(position < other.position)
+    return list(session.exec(answers))
 
 
 def _refuse_what_parts_calls(session: Session, workspace: str, thread_id: str, message: Message) -> None:
@@ -267,14 +267,13 @@ def _refuse_what_parts_calls(session: Session, workspace: str, thread_id: str, m
 
 def _open_calls(session: Session, workspace: str, thread_id: str) -> set[str]:
     """Return the ids of the tool calls at the thread's end that nobody has answered."""
-    answered: set[str | None] = set()
     newest = _live(workspace, thread_id).order_by(col(ThreadMessage.position).desc())
-    for row in session.exec(newest.execution_options(yield_per=50)):
-        message = Message.model_validate(row.message)
-        if message.role != "tool":
-            return {call.id for call in message.tool_calls} - answered
-        answered.add(message.tool_call_id)
-    return set()
+    last = session.exec(newest.where(ThreadMessage.role != "tool").limit(1)).first()
+    calls = Message.model_validate(last.message).tool_calls if last is not None else ()
+    if last is None or not calls:
+        return set()
+    answers = [Message.model_validate(row.message) for row in _answers_behind(session, last)]
+    return {call.id for call in calls} - {answer.tool_call_id for answer in answers}
 
 
 def _no_thread(thread_id: str) -> Problem:

@@ -886,6 +886,7 @@ def test_openai_gets_every_parameter_and_the_steps_name_as_idempotency_key(serve
             tool_choice=choice,
             parallel_tool_calls=False,
             user="end-user",
+            reasoning_effort="low",
             step_id="job-1.0",
         ),
     )
@@ -907,6 +908,7 @@ def test_openai_gets_every_parameter_and_the_steps_name_as_idempotency_key(serve
         "tool_choice": {"type": "function", "function": {"name": "clock"}},
         "parallel_tool_calls": False,
         "user": "end-user",
+        "reasoning_effort": "low",
     }
 
 

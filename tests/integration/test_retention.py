@@ -137,6 +137,19 @@ def test_what_ended_before_goes_and_what_ended_since_stays(engine: Engine, queue
     assert pruned(engine, queue) == Counter()
 
 
+def test_messages_that_were_deleted_long_ago_go_before_the_rest_of_their_thread(engine: Engine) -> None:
+    thread, *messages = a_thread("alive", OLD, OLD, OLD, YOUNG)
+    messages[1].deleted_at, messages[2].deleted_at = OLD, YOUNG
+    gone, *its = a_thread("gone", OLD, OLD)
+    gone.deleted_at = its[0].deleted_at = its[1].deleted_at = OLD
+    put(engine, [thread, *messages], [gone, *its])
+    counts = {Kind.THREADS: 1, Kind.MESSAGES: 3}
+    assert pruned(engine, dry_run=True) == counts
+    assert pruned(engine) == counts
+    assert ids(engine, Thread) == ["alive"]
+    assert len(ids(engine, ThreadMessage)) == 3
+
+
 def test_what_the_queue_still_holds_stays(engine: Engine, queue: redis.Redis) -> None:
     put(engine, a_job("settled", OLD), a_job("ended", OLD), a_thread("waits", OLD), a_thread("silent", OLD))
     # Its worker was lost between SQL and Redis: without the row the next one would run it again.

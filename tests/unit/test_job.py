@@ -69,6 +69,15 @@ class TestJobs:
         with pytest.raises(ValidationError):
             InvokeJob.model_validate({"assistant": ADDRESS, **fields})
 
+    def test_a_template_must_parse_unless_the_job_is_lenient(self) -> None:
+        broken = [{"role": "user", "content": "fine"}, {"role": "user", "content": "{{#if x}}"}]
+        for strict in (None, True):
+            with pytest.raises(ValidationError, match=r"template\[1\].content: template does not parse"):
+                a_job(template=broken, strict_variables=strict)
+        job = a_job(template=broken, strict_variables=False)
+        record = JobRecord(id="j", job=job)
+        assert JobRecord.model_validate_json(record.model_dump_json(exclude_defaults=True, by_alias=True)) == record
+
     def test_jobs_of_one_assistant_and_version_share_a_route(self) -> None:
         routes = [
             a_job().route,

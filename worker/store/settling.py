@@ -78,7 +78,10 @@ def _append_turns(session: Session, settlements: Iterable[Settlement]) -> None:
         return
     keys = {key for key, _ in turns}
     in_keys = tuple_(col(Thread.workspace), col(Thread.id)).in_(keys)
-    threads = {(thread.workspace, thread.id): thread for thread in session.exec(select(Thread).where(in_keys))}
+    # Locked, in one order for all: their owner may write into them meanwhile, and delete them (SQLite has no locks
+    # of rows; what is lost there is tried again).
+    found = select(Thread).where(in_keys).order_by(col(Thread.workspace), col(Thread.id)).with_for_update()
+    threads = {(thread.workspace, thread.id): thread for thread in session.exec(found)}
     turns = [(key, each) for key, each in turns if key not in threads or _takes(session, threads[key], each)]
     next_positions = _next_positions(session, threads)
     new_threads: dict[_ThreadKey, dict[str, Any]] = {}
