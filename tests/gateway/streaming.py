@@ -81,13 +81,13 @@ class Streaming:
 
     async def _stream(self, request: Request) -> Response:
         job = InvokeJob.model_validate_json(await request.body())
-        return await sse.event_stream(self._told(parts_of(request).calls, job))
+        return await sse.event_stream(self._told(parts_of(request).calls, job, request))
 
-    async def _told(self, calls: Calls, job: InvokeJob) -> AsyncIterator[str]:
+    async def _told(self, calls: Calls, job: InvokeJob, request: Request) -> AsyncIterator[str]:
         self.open += 1
         told = str(job.custom_id)
         try:
-            async with aclosing(calls.stream(job)) as parts:
+            async with aclosing(calls.stream(job, request)) as parts:
                 async for part in parts:
                     self.given[told] = self.given.get(told, 0) + 1
                     text = part.text if isinstance(part, TextPart) else part.model_dump(mode="json")

@@ -109,6 +109,6 @@ def _hosted(
         max_steps=prepared.max_steps,
         metadata=job.metadata,
         do_not_record=job.do_not_record,
-        keep_thread=not job.do_not_record or job.thread_id is not None,
+        keep_thread=(job.keep_thread and not job.do_not_record) or job.thread_id is not None,
         model=prepared.parameters.model,
     )
