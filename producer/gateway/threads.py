@@ -20,8 +20,8 @@ from producer.gateway.problem import Kind, Problem
 from schemas.chat import Message
 from schemas.tables import Thread, ThreadMessage
 
-# On SQLite a worker may settle turns of the thread, one after another, while we write into it.
-_LOOKS = 10
+# The locks leave nothing to try again, unless a process of an older release writes without them.
+_LOOKS = 3
 _MESSAGE_ID_MAX = 2**31 - 1
 # A worker calls a thread `thread_` and the job's id, so it may be longer than an id that a caller chooses.
 _THREAD_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,255}")
@@ -144,7 +144,7 @@ class Threads:
             try:
                 return self._append(workspace, thread_id, message, metadata)
             except IntegrityError:
-                # A worker took the position between our look and our insert, on SQLite; the next look sees it.
+                # Somebody who holds no lock took the position between our look and our insert; the next look sees it.
                 continue
         raise Problem(Kind.CONFLICT, f"thread '{thread_id}' is being written to all the time; try again", code="busy")
 
@@ -179,6 +179,9 @@ class Threads:
 
     def _append(self, workspace: str, thread_id: str, message: Message, metadata: Any) -> ThreadMessage:
         with self._session() as session:
+            if self._engine.dialect.name == "sqlite":
+                # Its write lock before our look: it has none of rows.
+                session.connection().exec_driver_sql("BEGIN IMMEDIATE")
             _found(session, workspace, thread_id, lock=True)
             _refuse_what_parts_calls(session, workspace, thread_id, message)
             last = func.coalesce(func.max(ThreadMessage.position), -1)
