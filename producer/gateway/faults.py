@@ -18,6 +18,8 @@ def faults_of(error: RequestValidationError) -> list[Fault]:
     """
     found: dict[tuple[str | int, ...], Fault] = {}
     for each in error.errors():
+        if each["type"] == "json_invalid":
+            return [Fault(where=("body",), what=str(each["ctx"]["error"]), type="json_invalid")]
         where = _place(each["loc"], error.body, missing=each["type"] == "missing")
         what = each["msg"].removeprefix("Value error, ")
         before = found.get(where)

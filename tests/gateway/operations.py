@@ -124,6 +124,7 @@ SAMPLES: dict[str, tuple[Sample, ...]] = {
     # OpenAI's
     "POST /v1/chat/completions": (
         Sample(json=lambda n: {"model": n.model, "messages": _HELLO}, names=False),
+        Sample(json=lambda n: {"model": n.address, "messages": _HELLO}, names=True, uses_assistant=True),
     ),
     "POST /v1/files": (
         Sample(files=lambda _: {"file": ("a.jsonl", b"{}")}, data=lambda _: {"purpose": "batch"}, names=False),
@@ -206,6 +207,8 @@ SAMPLES: dict[str, tuple[Sample, ...]] = {
     "POST /v1/webhooks/deliveries/{delivery_id}/replay": (Sample(),),
     "POST /v1/webhooks/endpoints/enable": (Sample(json=lambda n: {"url": n.webhook}, names=True),),
     "POST /v1/webhooks/secret/rotate": (Sample(names=False),),
+    "PUT /v1/webhooks/subscriptions": (Sample(json=lambda _: {"url": "http://127.0.0.1:9/mine"}, names=False),),
+    "DELETE /v1/webhooks/subscriptions": (Sample(query=lambda n: {"url": n.webhook}, names=True),),
 }  # fmt: skip
 
 

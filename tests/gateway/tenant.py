@@ -19,7 +19,15 @@ from typing import Any
 from sqlmodel import Session, SQLModel, col, select
 
 from schemas.signing_secrets import signing_secret
-from schemas.tables import Delivery, FileChunk, OpenAIBatch, StoredFile, ThreadMessage, WebhookEndpoint
+from schemas.tables import (
+    Delivery,
+    FileChunk,
+    OpenAIBatch,
+    StoredFile,
+    ThreadMessage,
+    WebhookEndpoint,
+    WebhookSubscription,
+)
 from tests.at_work import Scene, Works
 from tests.loopback_provider import Reply, answers, default_reply, hang_until
 from tests.processes import until
@@ -139,6 +147,7 @@ def tenant_of(works: Works) -> Iterator[Tenant]:
             )
         )  # fmt: skip
         session.add(WebhookEndpoint(workspace=scene.workspace, url=webhook, failures=1, failing_since=now))
+        session.add(WebhookSubscription(workspace=scene.workspace, url=webhook, form="openai", created_at=now))
         for id_, purpose in ((file_id, "batch"), (attachment_id, "attachment")):
             content = f"{MARK} content".encode()
             session.add(

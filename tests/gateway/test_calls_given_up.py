@@ -15,7 +15,7 @@ from producer.gateway.obstacles import Obstacles
 from producer.gateway.problem import Kind, Problem
 from producer.gateway.switchboard import Switchboard
 from schemas import names
-from schemas.stream import PART_FIELD, StreamPart, TextPart
+from schemas.stream import PART_FIELD, Begun, StreamPart, TextPart
 from tests.given import a_job, state, text, until
 
 pytestmark = pytest.mark.anyio
@@ -51,8 +51,10 @@ async def until_enqueued(redis_client: Redis, job_id: str) -> None:
     await until(lambda: redis_client.exists(names.job(job_id)))
 
 
-async def tell(redis_client: Redis, job_id: str, part: StreamPart) -> None:
-    await redis_client.xadd(names.parts(job_id), {PART_FIELD: part.model_dump_json()})
+async def tell(redis_client: Redis, job_id: str, *parts: StreamPart) -> None:
+    for number, part in enumerate(parts):
+        # As the first epoch's worker tells them.
+        await redis_client.xadd(names.parts(job_id), {PART_FIELD: part.model_dump_json()}, id=f"1-{number}")
     await redis_client.publish(names.done_channel(job_id), "part")
 
 
@@ -84,7 +86,7 @@ async def test_a_stream_that_is_closed_calls_its_job_off(calls: Calls, redis_cli
     parts = calls.stream(a_job("j", tell="stream"), Client().request)
     coming = asyncio.ensure_future(anext(parts))
     await until_enqueued(redis_client, "j")
-    await tell(redis_client, "j", TextPart(step=0, text="Hel"))
+    await tell(redis_client, "j", Begun(epoch=1, steps=0, model="m"), TextPart(step=0, text="Hel"))
     assert await coming == TextPart(step=0, text="Hel")
     assert not await called_off(calls, redis_client, "j")
     await parts.aclose()

@@ -122,7 +122,7 @@ def test_what_is_no_http_is_refused(gateway: ServedGateway) -> None:
         ("/v1/job-batches", Dialect.OWN),
         ("/api/v1/compatibility/openai/v1/agents/a/chat/completions", Dialect.AGENT),
         ("/assistant/v1/chat/completions", Dialect.LANGDOCK),
-        ("/attachment/v1/upload", Dialect.LANGDOCK),
+        ("/attachment/v1/upload", Dialect.LANGDOCK_ATTACHMENT),
         ("/acme/reviews/sentiment/production", Dialect.LANGTAIL),
         ("/v2/threads", Dialect.LANGTAIL),
         ("/nowhere", Dialect.OWN),
