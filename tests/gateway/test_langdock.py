@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -13,7 +12,6 @@ from sqlmodel import Session, func, select
 from schemas.tables import Thread
 from tests.at_work import Scene, completion, said
 from tests.loopback_provider import Reply
-from tests.processes import until
 from tests.served_gateway import ServedGateway
 
 URL = "/assistant/v1/chat/completions"
@@ -296,23 +294,6 @@ def test_row_80_a_bearer_key_is_needed_and_must_be_good(client: httpx.Client, sc
     for headers in ({}, {"authorization": "Bearer aq_no"}, {"authorization": "Basic eDp5"}):
         denied = httpx.post(f"{client.base_url}{URL}", json={"messages": HELLO}, headers=headers)
         assert (denied.status_code, denied.json().keys()) == (401, {"message"})
-
-
-def test_row_81_and_82_two_keys_share_a_models_limit_which_makes_them_wait_and_refuses_nobody(
-    gateway: ServedGateway, client: httpx.Client, scene: Scene
-) -> None:
-    scene.plays(lambda _body, _n: Reply(text="Hi."))
-    lanes = scene.works.producer.lanes
-    # As one whose minute is used up.
-    lane = f"{scene.workspace}/127.0.0.1/{scene.model}"
-    lanes.stop("pause", "lane", lane)
-    with gateway.client(scene.workspace) as second, ThreadPoolExecutor(2) as pool:
-        waiting = [pool.submit(ask, each, assistant=temporary(scene)) for each in (client, second)]
-        until(lambda: [each.waiting for each in lanes.all() if each.name == lane] == [2], what="both keys wait there")
-        assert ask(second, assistant=temporary(scene, model=f"{scene.model}-large")).status_code == 200
-        assert not any(each.done() for each in waiting)
-        lanes.stop("resume", "lane", lane)
-        assert [each.result().status_code for each in waiting] == [200, 200]
 
 
 def test_row_83_errors_are_a_message(client: httpx.Client, scene: Scene) -> None:
