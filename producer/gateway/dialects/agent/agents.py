@@ -19,7 +19,8 @@ from schemas.settings import Settings
 
 router = APIRouter(route_class=StrictJsonRoute, prefix=BASE, tags=["Agent"], responses=AGENT_ERRORS)
 
-Runner = Annotated[Caller, Depends(caller(Scope.RUN))]
+Runs = Annotated[Caller, Depends(caller(Scope.RUN))]
+Reads = Annotated[Caller, Depends(caller(Scope.READ))]
 
 
 class Agent(BaseModel):
@@ -50,7 +51,7 @@ class AgentList(BaseModel):
 @router.get("/agents")
 async def list_agents(
     request: Request,
-    caller: Runner,
+    caller: Reads,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     offset: Annotated[int, Query(ge=0, le=1_000_000)] = 0,
     order: Literal["asc", "desc"] = "asc",
@@ -70,7 +71,7 @@ async def list_agents(
 
 @router.get("/assistants/{agent_id:path}/models")
 @router.get("/agents/{agent_id:path}/models")
-async def list_agent_models(agent_id: str, request: Request, caller: Runner) -> ModelList:
+async def list_agent_models(agent_id: str, request: Request, caller: Runs) -> ModelList:
     """List the agent's model, as a client asks for it whose base URL ends in the agent's id."""
     parts = parts_of(request)
     agent = await agent_of(parts, caller, agent_id)
@@ -81,7 +82,7 @@ async def list_agent_models(agent_id: str, request: Request, caller: Runner) -> 
 
 @router.get("/assistants/{agent_id:path}")
 @router.get("/agents/{agent_id:path}")
-async def retrieve_agent(agent_id: str, request: Request, caller: Runner) -> Agent:
+async def retrieve_agent(agent_id: str, request: Request, caller: Reads) -> Agent:
     """Return one agent."""
     parts = parts_of(request)
     return _agent(await agent_of(parts, caller, agent_id), parts.settings)

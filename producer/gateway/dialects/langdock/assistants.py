@@ -20,7 +20,6 @@ from producer.gateway.dialects.langdock.stored import (
     Stored,
     StoredAssistants,
 )
-from producer.gateway.http.sendable import Sendable
 from producer.gateway.http.strict_json import StrictJsonRoute
 from producer.gateway.keys import Scope
 from producer.gateway.parts import Parts, parts_of
@@ -45,7 +44,7 @@ _CLEARED: dict[str, Any] = {
 }
 
 
-class _Fields(Sendable):
+class _Fields(BaseModel):
     """What an assistant is made of; fields that are left out stay as they are, null clears."""
 
     description: str | None = Field(default=None, max_length=DESCRIPTION_MAX_CHARS)
@@ -130,6 +129,10 @@ async def create_assistant(body: CreateRequest, request: Request, caller: AsAuth
     """Store a new assistant; the key that made it may use it."""
     parts = parts_of(request)
     stored = await parts.in_thread(_create, body, caller, parts)
+    if caller.assistants is not None:
+        # Not all of the workspace's are the key's (CONTRACT.md 3.1: what it makes is shared with it).
+        await parts.in_thread(parts.keys.share, caller.key_id, [stored.address])
+        await parts.checked_keys.forget()
     return Changed(assistant=_shown(stored, parts), message="Assistant created successfully")
 
 
@@ -145,7 +148,7 @@ async def update_assistant(body: UpdateRequest, request: Request, caller: AsAuth
 async def get_assistant(
     assistant_id: Annotated[str, Query(alias="assistantId", min_length=1, max_length=512)],
     request: Request,
-    caller: AsAuthor,
+    caller: Annotated[Caller, Depends(caller(Scope.READ))],
 ) -> Shown:
     """Show an assistant."""
     parts = parts_of(request)

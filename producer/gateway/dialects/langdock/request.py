@@ -16,7 +16,6 @@ from uuid import UUID
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from producer.gateway.dialects.langdock.attached import Attached, with_parts
-from producer.gateway.http.sendable import Sendable
 from producer.gateway.problem import Kind, Problem
 from producer.gateway.tools import checked_tools
 from schemas.assistant import DESCRIPTION_MAX_CHARS, INLINE_NAME_MAX_CHARS, INSTRUCTIONS_MAX_CHARS, InlineAssistant
@@ -63,7 +62,7 @@ class RequestMessage(BaseModel):
         return self
 
 
-class CompletionRequest(Sendable):
+class CompletionRequest(BaseModel):
     """What is asked of an assistant: of a stored one by its id, or of a temporary one."""
 
     assistantId: str | None = Field(default=None, min_length=1, max_length=512)  # noqa: N815

@@ -24,7 +24,7 @@ from producer.gateway.access import Caller
 from producer.gateway.problem import Kind, Problem
 from schemas.assistant import AssistantConfig
 from schemas.errors import InputError
-from schemas.tables import ApiKey, AssistantEnvironment, AssistantVersion, LangdockAssistant
+from schemas.tables import AssistantEnvironment, AssistantVersion, LangdockAssistant
 
 PROJECT = "langdock"
 INSTRUCTION = "langdock_instruction"
@@ -94,7 +94,7 @@ class StoredAssistants:
         return self._stored(row, config, version)
 
     def create(self, caller: Caller, config_of: Callable[[str], AssistantConfig], details: Details) -> Stored:
-        """Store a new assistant, with the configuration that `config_of` makes of its address, for the caller."""
+        """Store a new assistant, with the configuration that `config_of` makes of its address."""
         new_id = str(uuid.uuid4())
         address = f"{caller.workspace}/{PROJECT}/{_slug(details.name)}-{new_id[:8]}"
         applied = self._assistants.apply(config_of(address))
@@ -102,8 +102,6 @@ class StoredAssistants:
         with Session(self._engine, expire_on_commit=False) as session:
             session.add(row)
             session.commit()
-        if caller.assistants is not None:
-            self._share(caller.key_id, address)
         return self._stored(row, *self._assistants.config(address, version=applied.version))
 
     def update(self, found: Stored, change: Change, details: dict[str, Any]) -> Stored:
@@ -150,17 +148,6 @@ class StoredAssistants:
             first = select(AssistantVersion.created_at).where(AssistantVersion.address == address)
             created_at = session.exec(first.order_by(col(AssistantVersion.version)).limit(1)).one()
             return created_at, session.get_one(AssistantEnvironment, (address, "production")).updated_at
-
-    def _share(self, key_id: str, address: str) -> None:
-        """Let the key that made the assistant use it (CONTRACT.md 3.1: it is shared with it)."""
-        with self._engine.begin() as connection, Session(connection) as session:
-            if connection.dialect.name == "sqlite":
-                connection.execute(text("BEGIN IMMEDIATE"))
-            key = session.get(ApiKey, key_id, with_for_update=True)
-            if key is not None and key.assistants is not None:
-                key.assistants = [*key.assistants, address]
-                session.add(key)
-                session.flush()
 
 
 def _row_of(new_id: str, address: str, details: Details, *, now: datetime) -> LangdockAssistant:
