@@ -8,7 +8,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from producer.client import Producer
 from producer.gateway.app import create_app
-from producer.gateway.server import serve
+from producer.gateway.http.server import serve
 from schemas import logs
 from schemas.database import engine_for, ensure_tables
 from schemas.errors import AssistqError

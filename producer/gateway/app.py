@@ -14,33 +14,15 @@ from prometheus_client import CollectorRegistry
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from producer.gateway import observed
 from producer.gateway.access import KeyFirst
 from producer.gateway.bodies import Dialect, dialect_of, error_response
-from producer.gateway.dialects import (
-    agent,
-    agents,
-    assistants,
-    job_batches,
-    jobs,
-    langdock,
-    langdock_assistants,
-    langdock_attachments,
-    langtail,
-    langtail_threads,
-    openai_batches,
-    openai_chat,
-    openai_files,
-    openai_models,
-    threads,
-    webhook_subscriptions,
-    webhooks,
-)
+from producer.gateway.dialects import agent, langdock, langtail, openai, own
+from producer.gateway.dialects.openai.batching.keeper import BatchKeeper
 from producer.gateway.failures import SERVER_ERRORS, refusal
 from producer.gateway.faults import faults_of
-from producer.gateway.limits import BodyLimits
-from producer.gateway.observed import Observed
-from producer.gateway.openai_batches.keeper import BatchKeeper
+from producer.gateway.http import observed
+from producer.gateway.http.limits import BodyLimits
+from producer.gateway.http.observed import Observed
 from producer.gateway.parts import opened
 from producer.gateway.problem import Fault, Kind, Problem
 from schemas.errors import AssistqError
@@ -49,26 +31,7 @@ from schemas.settings import Settings
 _log = structlog.get_logger("assistq.gateway")
 
 # Each answers for its own paths; Langtail's, which begin with a workspace's name, come last.
-ROUTERS = (
-    observed.router,
-    agent.router,
-    agents.router,
-    assistants.router,
-    job_batches.router,
-    jobs.router,
-    langdock.router,
-    langdock_assistants.router,
-    langdock_attachments.router,
-    langtail_threads.router,
-    openai_batches.router,
-    openai_chat.router,
-    openai_files.router,
-    openai_models.router,
-    threads.router,
-    webhook_subscriptions.router,
-    webhooks.router,
-    langtail.router,
-)
+ROUTERS = (observed.router, *own.ROUTERS, *openai.ROUTERS, *agent.ROUTERS, *langdock.ROUTERS, *langtail.ROUTERS)
 
 
 def create_app(settings: Settings) -> FastAPI:

@@ -14,8 +14,8 @@ import uvicorn
 from fastapi import FastAPI, Request, Response
 from httpx_sse import EventSource
 
-from producer.gateway import sse
 from producer.gateway.calls import Calls
+from producer.gateway.http import sse
 from producer.gateway.parts import opened, parts_of
 from producer.gateway.problem import Problem
 from schemas.job import InvokeJob

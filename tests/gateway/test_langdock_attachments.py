@@ -14,7 +14,12 @@ import pytest
 from docx import Document
 from sqlmodel import Session, func, select
 
-from producer.gateway.attachment_kinds import ATTACHMENT_MAX_BYTES, CUT, IMAGE_MAX_BYTES, TEXT_MAX_CHARS
+from producer.gateway.dialects.langdock.attachment_kinds import (
+    ATTACHMENT_MAX_BYTES,
+    CUT,
+    IMAGE_MAX_BYTES,
+    TEXT_MAX_CHARS,
+)
 from schemas.tables import FileChunk, StoredFile
 from tests.at_work import Scene
 from tests.loopback_provider import Reply

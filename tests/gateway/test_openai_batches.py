@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import update
 from sqlmodel import Session, col, select
 
-from producer.gateway.openai_batches.store import NewBatch, OpenAIBatches
+from producer.gateway.dialects.openai.batching.store import NewBatch, OpenAIBatches
 from schemas.tables import Batch, FileChunk, OpenAIBatch, StoredFile
 from tests.at_work import Scene, completion
 from tests.loopback_provider import Reply, answers, hang_until, status

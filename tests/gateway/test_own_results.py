@@ -8,7 +8,7 @@ import json
 from datetime import UTC, datetime
 
 from producer.gateway.access import Caller
-from producer.gateway.batch_results import _texts
+from producer.gateway.dialects.own.batch_results import _texts
 from schemas.outcome import Status
 from schemas.result import JobResult
 

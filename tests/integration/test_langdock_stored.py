@@ -6,7 +6,7 @@ from sqlalchemy import Engine
 
 from producer.assistants import Assistants
 from producer.gateway.access import Caller
-from producer.gateway.dialects.langdock_stored import Details, StoredAssistants
+from producer.gateway.dialects.langdock.stored import Details, StoredAssistants
 from schemas.assistant import AssistantConfig
 
 

@@ -9,10 +9,10 @@ import pytest
 from sqlalchemy import Engine
 from sqlmodel import Session, col, select, update
 
-from producer.gateway.openai_batches.endings import end_without_rows
-from producer.gateway.openai_batches.lease import LEASE, CalledOffError, Lease, LeaseLostError, StoppingError
-from producer.gateway.openai_batches.result_files import ResultFile
-from producer.gateway.openai_batches.store import BatchStatus, NewBatch, OpenAIBatches
+from producer.gateway.dialects.openai.batching.endings import end_without_rows
+from producer.gateway.dialects.openai.batching.lease import LEASE, CalledOffError, Lease, LeaseLostError, StoppingError
+from producer.gateway.dialects.openai.batching.result_files import ResultFile
+from producer.gateway.dialects.openai.batching.store import BatchStatus, NewBatch, OpenAIBatches
 from producer.subscriptions import MOST_OF_A_WORKSPACE, Subscriptions
 from schemas.errors import InputError
 from schemas.tables import Delivery, FileChunk, OpenAIBatch
@@ -78,7 +78,7 @@ def test_long_work_hears_that_the_gateway_ends_and_that_the_batch_is_called_off(
 ) -> None:
     store, stopping = OpenAIBatches(engine), threading.Event()
     batch_id = store.create(new()).id
-    monkeypatch.setattr("producer.gateway.openai_batches.lease._RENEW_EVERY_S", 0.0)
+    monkeypatch.setattr("producer.gateway.dialects.openai.batching.lease._RENEW_EVERY_S", 0.0)
     lease = Lease(engine, claimed(engine, batch_id), stopping)
     lease.keep(while_wanted=True)
     store.call_off(batch_id)

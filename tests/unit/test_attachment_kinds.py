@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from producer.gateway import attachment_kinds, extract_text
+from producer.gateway.dialects.langdock import attachment_kinds, extract_text
 from producer.gateway.problem import Kind, Problem
 
 

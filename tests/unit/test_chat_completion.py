@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from producer.gateway.bodies import Dialect
-from producer.gateway.chat_completion import chat_chunks, chat_completion
+from producer.gateway.chat.completion import chat_chunks, chat_completion
 from producer.gateway.problem import Kind, Problem
 from schemas.chat import ToolCall, Usage
 from schemas.outcome import Status

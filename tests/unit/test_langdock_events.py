@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from producer.gateway.dialects.langdock_answer import events_of
+from producer.gateway.dialects.langdock.answer import events_of
 from producer.gateway.problem import Kind, Problem
 from schemas import InvokeJob, JobResult, Message
 from schemas.chat import ToolCall, Usage

@@ -1,1 +1,1 @@
-"""A file for each dialect: routes, request models, answers."""
+"""A package for each dialect: routes, request models, answers. What two of them share is one folder up."""

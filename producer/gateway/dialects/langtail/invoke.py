@@ -1,0 +1,259 @@
+"""Langtail's Invoke Assistant, its configuration and its deployments (CONTRACT.md 1, rows 1-34 and 42).
+
+Its paths begin with a workspace's name, so this router comes last; names that other dialects begin with are none
+of a workspace here.
+
+A key is project-scoped when it is shared assistants of one project only: `/project-prompt/{slug}` means these.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Depends, Header, Query, Request
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from starlette.convertors import Convertor, register_url_convertor
+
+from producer.gateway.access import Caller, caller
+from producer.gateway.bodies import DEPLOYMENT_NOT_FOUND, Dialect
+from producer.gateway.chat.completion import ChatCompletion, chat_chunks, chat_completion, completion_id_of
+from producer.gateway.dialects.langtail.config import (
+    Deployments,
+    PlaygroundState,
+    deployment,
+    playground_state,
+)
+from producer.gateway.dialects.langtail.request import InvokeRequest, job_of
+from producer.gateway.http import sse
+from producer.gateway.http.strict_json import StrictJsonRoute
+from producer.gateway.keys import Scope
+from producer.gateway.parts import parts_of
+from producer.gateway.problem import Kind, Problem
+from producer.gateway.threads import Threads
+from schemas.assistant import Address, AssistantConfig, Environment
+from schemas.errors import InputError
+from schemas.job import InvokeJob
+from schemas.outcome import Code
+from schemas.tool import ClientTool
+
+RESERVED = (
+    "v1",
+    "v2",
+    "api",
+    "assistant",
+    "attachment",
+    "project-prompt",
+    "list-deployments",
+    "healthz",
+    "readyz",
+    "metrics",
+    "openapi.json",
+)
+THREAD_HEADER = "x-langtail-thread-id"
+# Numbers of versions that a database's column holds.
+_VERSION = re.compile(r"[1-9][0-9]{0,8}")
+_ADDRESS: TypeAdapter[str] = TypeAdapter(Address)
+_ENVIRONMENT: TypeAdapter[str] = TypeAdapter(Environment)
+
+
+class _Workspace(Convertor[str]):
+    regex = rf"(?!(?:{'|'.join(map(re.escape, RESERVED))})(?:/|$))[^/]+"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("langtail_workspace", _Workspace())
+
+
+class ErrorDetail(BaseModel):
+    """What is wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """The answer to a request that failed; an unknown deployment is a plain text."""
+
+    error: ErrorDetail | str
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return the error answers of a route, for the OpenAPI document."""
+    return {status: {"model": ErrorBody} for status in (400, 401, 403, 408, 413, 429, 500, 503, *statuses)}
+
+
+router = APIRouter(route_class=StrictJsonRoute, tags=["Langtail"])
+_PATH = "/{workspace:langtail_workspace}/{project}/{assistant}/{environment}"
+_PROJECT_PATH = "/project-prompt/{slug}/{environment}"
+_Runs = Annotated[Caller, Depends(caller(Scope.RUN))]
+_Reads = Annotated[Caller, Depends(caller(Scope.READ))]
+_Version = Annotated[str | None, Query(alias="v", description="Pins a version, whatever the environment.")]
+_DoNotRecord = Annotated[str | None, Header(alias="x-langtail-do-not-record")]
+_Request = Annotated[InvokeRequest | None, Body()]
+_INVOKE: dict[str, Any] = {
+    "response_model": ChatCompletion,
+    "responses": {
+        200: {"content": {"text/event-stream": {}}, "headers": {THREAD_HEADER: {"schema": {"type": "string"}}}},
+        **errors(402, 404, 409, 502, 504),
+    },
+}
+
+
+@router.post(_PROJECT_PATH, **_INVOKE)
+async def invoke_of_project(
+    slug: str,
+    environment: str,
+    request: Request,
+    caller: _Runs,
+    body: _Request = None,
+    v: _Version = None,
+    do_not_record: _DoNotRecord = None,
+) -> Response:
+    """Invoke an assistant of the key's project."""
+    address = f"{_project_of(caller)}/{slug}"
+    return await _invoke(request, caller, body, address, environment, v, do_not_record)
+
+
+@router.get("/list-deployments", response_model=Deployments, responses=errors())
+async def list_deployments(request: Request, caller: _Reads) -> Deployments:
+    """List the environments of all assistants that the key may use."""
+    parts = parts_of(request)
+    pointers = await parts.in_thread(parts.assistants.deployments, caller.workspace)
+    return Deployments(deployments=[deployment(each) for each in pointers if caller.may_use(each.address)])
+
+
+@router.get(_PROJECT_PATH, response_model=PlaygroundState, responses=errors(404))
+async def config_of_project(
+    slug: str, environment: str, request: Request, caller: _Reads, v: _Version = None
+) -> PlaygroundState:
+    """Read the configuration of an assistant of the key's project."""
+    return await _config(request, caller, f"{_project_of(caller)}/{slug}", environment, v)
+
+
+@router.post(_PATH, **_INVOKE)
+async def invoke(
+    workspace: str,
+    project: str,
+    assistant: str,
+    environment: str,
+    request: Request,
+    caller: _Runs,
+    body: _Request = None,
+    v: _Version = None,
+    do_not_record: _DoNotRecord = None,
+) -> Response:
+    """Invoke an assistant: a job of its own, which waits its turn under the workspace's limits."""
+    address = f"{workspace}/{project}/{assistant}"
+    return await _invoke(request, caller, body, address, environment, v, do_not_record)
+
+
+@router.get(_PATH, response_model=PlaygroundState, responses=errors(404))
+async def read_config(
+    workspace: str,
+    project: str,
+    assistant: str,
+    environment: str,
+    request: Request,
+    caller: _Reads,
+    v: _Version = None,
+) -> PlaygroundState:
+    """Read the configuration of an assistant."""
+    return await _config(request, caller, f"{workspace}/{project}/{assistant}", environment, v)
+
+
+async def _invoke(
+    request: Request,
+    caller: Caller,
+    body: InvokeRequest | None,
+    address: str,
+    environment: str,
+    v: str | None,
+    do_not_record: str | None,
+) -> Response:
+    parts = parts_of(request)
+    config = await _deployed(request, caller, address, environment, v)
+    job = job_of(
+        body or InvokeRequest(),
+        address=address,
+        environment=environment,
+        version=int(v) if v else None,
+        config=config,
+        headers=request.headers,
+        do_not_record=(do_not_record or "").lower() == "true",
+    )
+    if body is not None and body.threadId:
+        await parts.in_thread(Threads(parts.engine).refuse_deleted, caller.workspace, body.threadId)
+    headers = {} if job.thread_id is None else {THREAD_HEADER: job.thread_id}
+    completion_id = completion_id_of(str(job.id))
+    try:
+        if job.tell == "stream":
+            chunks = chat_chunks(
+                parts.calls.stream(job, request),
+                completion_id=completion_id,
+                model=job.model or config.model or parts.settings.model or config.provider,
+                dialect=Dialect.LANGTAIL,
+                whole=config.output is not None,
+                callers_tools=_callers_tools(job, config),
+            )
+            return await sse.event_stream(chunks, headers=headers)
+        result = await parts.calls.answer(job, request)
+    except Problem as problem:
+        if problem.code == Code.ASSISTANT_UNKNOWN:
+            # It was taken away between our look and the worker's.
+            raise _not_found() from problem
+        raise
+    return JSONResponse(chat_completion(result, completion_id=completion_id), headers=headers)
+
+
+async def _config(request: Request, caller: Caller, address: str, environment: str, v: str | None) -> PlaygroundState:
+    config = await _deployed(request, caller, address, environment, v)
+    return playground_state(config, default_model=parts_of(request).settings.model)
+
+
+async def _deployed(request: Request, caller: Caller, address: str, environment: str, v: str | None) -> AssistantConfig:
+    """Return the version that the path and `?v=` name; Problem 404 for what there is not, or not for this key."""
+    parts = parts_of(request)
+    try:
+        _ADDRESS.validate_python(address)
+        _ENVIRONMENT.validate_python(environment)
+    except ValidationError as error:
+        raise _not_found() from error
+    if not caller.may_use(address) or (v and not _VERSION.fullmatch(v)):
+        raise _not_found()
+    version = int(v) if v else None
+    try:
+        config, _ = await parts.in_thread(parts.assistants.config, address, environment=environment, version=version)
+    except InputError as error:
+        raise _not_found() from error
+    return config
+
+
+def _callers_tools(job: InvokeJob, config: AssistantConfig) -> frozenset[str]:
+    tools = config.tools if job.tools is None else job.tools
+    return frozenset(tool.name for tool in tools or () if isinstance(tool, ClientTool))
+
+
+def _project_of(caller: Caller) -> str:
+    """Return the one project of the assistants that are shared with the key, as `workspace/project`."""
+    projects = {address.rpartition("/")[0] for address in caller.assistants or ()}
+    if len(projects) != 1:
+        raise Problem(
+            Kind.NOT_FOUND,
+            "the key is not of one project; share assistants of one project with it, "
+            "or use the path /{workspace}/{project}/{assistant}/{environment}",
+            code="no_project",
+        )
+    return projects.pop()
+
+
+def _not_found() -> Problem:
+    return Problem(Kind.NOT_FOUND, "Prompt deployment not found", code=DEPLOYMENT_NOT_FOUND)

@@ -1,0 +1,76 @@
+"""OpenAI's list of models: what the caller's assistants name, the default, and the assistants' own addresses."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Depends, Request
+from pydantic import BaseModel
+
+from producer.gateway.access import Caller, caller
+from producer.gateway.dialects.openai.errors import OPENAI_ERRORS
+from producer.gateway.http.strict_json import StrictJsonRoute
+from producer.gateway.keys import Scope
+from producer.gateway.parts import Parts, parts_of
+from producer.gateway.problem import Kind, Problem
+from producer.gateway.stored_assistant import PRODUCTION, shared_assistants
+
+router = APIRouter(route_class=StrictJsonRoute, tags=["OpenAI"], responses=OPENAI_ERRORS)
+
+
+class Model(BaseModel):
+    """What a chat completion can name as its `model`.
+
+    `created` is unix seconds: of an assistant, when its version was stored. The workspace owns its assistants, `system`
+    the models that they name.
+    """
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str
+
+
+class ModelList(BaseModel):
+    """All of them, models first."""
+
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+@router.get("/v1/models")
+async def list_models(request: Request, caller: Annotated[Caller, Depends(caller(Scope.RUN))]) -> ModelList:
+    """List what the key's `model` may be; a provider may know more models, which can be named too."""
+    return ModelList(data=await _models(parts_of(request), caller))
+
+
+@router.get("/v1/models/{model:path}")
+async def retrieve_model(model: str, request: Request, caller: Annotated[Caller, Depends(caller(Scope.RUN))]) -> Model:
+    """Return one of the list."""
+    found = next((each for each in await _models(parts_of(request), caller) if each.id == model), None)
+    if found is None:
+        raise Problem(
+            Kind.NOT_FOUND,
+            f"the model '{model}' does not exist or you have no access to it; `GET /v1/models` lists yours",
+            code="model_not_found",
+            param="model",
+        )
+    return found
+
+
+async def _models(parts: Parts, caller: Caller) -> list[Model]:
+    """Return the models, and one entry for each environment of each assistant: production's is the bare address."""
+    models: dict[str, Model] = {}
+    if parts.settings.model:
+        models[parts.settings.model] = Model(id=parts.settings.model, created=0, owned_by="system")
+    addresses = []
+    for assistant in await shared_assistants(parts, caller):
+        created = int(assistant.created_at.timestamp())
+        named = assistant.config.model
+        # A model that a hosting service knows is of no use without the assistant there.
+        if named is not None and assistant.config.provider == "openai":
+            models.setdefault(named, Model(id=named, created=created, owned_by="system"))
+        environment = assistant.config.environment
+        address = assistant.address if environment == PRODUCTION else f"{assistant.address}@{environment}"
+        addresses.append(Model(id=address, created=created, owned_by=caller.workspace))
+    return [*models.values(), *addresses]
