@@ -113,6 +113,7 @@ def serve(app: FastAPI, settings: Settings) -> bool:
         server_header=False,
         # Ours are set already (schemas/logs.py).
         log_config=None,
+        log_level="warning",
         timeout_keep_alive=_KEEP_ALIVE_S,
         # Who waits is answered at the end of the grace (Calls.shut), within this.
         timeout_graceful_shutdown=math.ceil(settings.shutdown_grace_s) + _ANSWER_WITHIN_S,
