@@ -90,7 +90,10 @@ async def _on_refusal(request: Request, error: Exception) -> JSONResponse:
 async def _on_http_exception(request: Request, error: Any) -> JSONResponse:
     # Starlette's own: no such path, no such method.
     kind = Kind(error.status_code) if error.status_code in {kind.value for kind in Kind} else Kind.BAD_REQUEST
-    return error_response(dialect_of(request.url.path), Problem(kind, str(error.detail)))
+    response = error_response(dialect_of(request.url.path), Problem(kind, str(error.detail)))
+    # Such as `Allow`.
+    response.headers.update(error.headers or {})
+    return response
 
 
 async def _on_crash(request: Request, error: Exception) -> JSONResponse:

@@ -28,8 +28,10 @@ _DIALECT_OF_PATH = (
     (re.compile(r"/api/v1/compatibility/openai/"), Dialect.AGENT),
     (re.compile(r"/assistant/v1/"), Dialect.LANGDOCK),
     (re.compile(r"/attachment/v1/"), Dialect.LANGDOCK_ATTACHMENT),
-    (re.compile(r"/v1/(chat|files|batches|models)\b"), Dialect.OPENAI),
-    (re.compile(r"/(v1/|openapi\.json|healthz|readyz|metrics)"), Dialect.OWN),
+    (re.compile(r"/v1/(jobs|job-batches|assistants|threads|webhooks)(/|$)"), Dialect.OWN),
+    # Also what we do not serve of it: its clients read its form.
+    (re.compile(r"/v1/"), Dialect.OPENAI),
+    (re.compile(r"/(openapi\.json|healthz|readyz|metrics)$"), Dialect.OWN),
     (re.compile(r"/(v2/threads|list-deployments|project-prompt)\b"), Dialect.LANGTAIL),
     (re.compile(r"/[^/]+/[^/]+/[^/]+/[^/]+$"), Dialect.LANGTAIL),
 )

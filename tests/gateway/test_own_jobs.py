@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import threading
 from collections.abc import Iterator
@@ -182,7 +183,10 @@ def test_pages_show_each_job_once_however_many_end_meanwhile(client: httpx.Clien
     third = client.get("/v1/jobs", params={"limit": 2, "cursor": second["next_cursor"]}).json()
     assert third["next_cursor"] is None
     assert [job["id"] for page in (first, second, third) for job in page["data"]] == made[::-1]
-    assert problem(client.get("/v1/jobs?cursor=bm8=")) == (400, "invalid_cursor")
+    # Not JSON, and a time that there is not in UTC.
+    for forged in ("no", '["0001-01-01T00:00:00+23:59", "x"]', '["2026-01-01T00:00:00", "x"]'):
+        cursor = base64.urlsafe_b64encode(forged.encode()).decode()
+        assert problem(client.get("/v1/jobs", params={"cursor": cursor})) == (400, "invalid_cursor")
 
 
 def test_the_events_of_a_job_tell_its_states_and_its_end(client: httpx.Client, scene: Scene, name: str) -> None:

@@ -125,6 +125,9 @@ def test_what_is_no_http_is_refused(gateway: ServedGateway) -> None:
         ("/attachment/v1/upload", Dialect.LANGDOCK_ATTACHMENT),
         ("/acme/reviews/sentiment/production", Dialect.LANGTAIL),
         ("/v2/threads", Dialect.LANGTAIL),
+        ("/v1/embeddings", Dialect.OPENAI),
+        ("/metrics", Dialect.OWN),
+        ("/metricsco/tests/a/production", Dialect.LANGTAIL),
         ("/nowhere", Dialect.OWN),
     ],
 )

@@ -19,6 +19,8 @@ _BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 3
 # A probe each second is no news.
 _UNTOLD = ("/healthz", "/readyz", "/metrics")
 
+# Some that look after health send HEAD.
+_READ = ["GET", "HEAD"]
 router = APIRouter(include_in_schema=False)
 
 
@@ -80,13 +82,13 @@ class Observed:
         )
 
 
-@router.get("/healthz")
+@router.api_route("/healthz", methods=_READ)
 async def is_alive() -> dict[str, str]:
     """Say that this process answers."""
     return {"status": "ok"}
 
 
-@router.get("/readyz")
+@router.api_route("/readyz", methods=_READ)
 async def is_ready(request: Request) -> dict[str, str]:
     """Say whether the queue and the database answer; 503 if not."""
     parts = parts_of(request)
@@ -96,7 +98,7 @@ async def is_ready(request: Request) -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get("/metrics")
+@router.api_route("/metrics", methods=_READ)
 async def metrics(request: Request) -> Response:
     """Return the metrics of this process; those of jobs are the workers'."""
     return Response(generate_latest(request.app.state.registry), media_type=CONTENT_TYPE_LATEST)

@@ -10,7 +10,7 @@ import base64
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any, Generic, TypeVar
 
 from fastapi import Query
@@ -59,12 +59,14 @@ def place_of(cursor: str | None) -> Place | None:
         return None
     try:
         at, last_id = json.loads(base64.urlsafe_b64decode(cursor.encode("ascii")))
-        place = Place(at=datetime.fromisoformat(at), id=last_id)
-    except (ValueError, TypeError, RecursionError) as exc:
+        told = datetime.fromisoformat(at)
+        # A time at the end of all times is out of them in another zone.
+        in_utc = told.astimezone(UTC)
+    except (ValueError, TypeError, OverflowError, RecursionError) as exc:
         raise _invalid() from exc
-    if place.at.tzinfo is None or not isinstance(last_id, str) or not last_id.isprintable():
+    if told.tzinfo is None or not isinstance(last_id, str) or not last_id.isprintable():
         raise _invalid()
-    return place
+    return Place(at=in_utc, id=last_id)
 
 
 def after(place: Place | None, at: Any, item_id: Any) -> ColumnElement[bool]:
