@@ -15,10 +15,11 @@ from typing import Any
 import anyio
 from sqlalchemy import Engine, update
 from sqlmodel import Session, and_, col, or_, select
+from starlette.datastructures import UploadFile
 
 from producer.gateway.problem import Kind, Problem
 from schemas.file_retention import delete_chunks
-from schemas.tables import FileChunk, StoredFile
+from schemas.tables import FileChunk, StoredFile, storable
 
 CHUNK_BYTES = 1024 * 1024
 
@@ -152,6 +153,12 @@ class Files:
             yield rest.removesuffix(b"\r")
 
 
+async def pieces_of(upload: UploadFile) -> AsyncIterator[bytes]:
+    """Yield a file that came in a form, a chunk at a time."""
+    while piece := await upload.read(CHUNK_BYTES):
+        yield piece
+
+
 class _Upload:
     """A file that is being written."""
 
@@ -190,7 +197,7 @@ class _Upload:
             id=self._new.id,
             workspace=self._new.workspace,
             purpose=self._new.purpose,
-            filename=self._new.filename,
+            filename=storable(self._new.filename),
             mime_type=self._new.mime_type,
             size_bytes=self._size_bytes,
             text=self._new.text,

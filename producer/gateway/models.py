@@ -1,34 +1,23 @@
-"""The models that a workspace knows of: the installation's default, and those that its assistants name."""
+"""The models that a caller may name: the installation's default, and those of the assistants that it may use."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 
-from sqlalchemy import Engine
-from sqlmodel import Session, col, select
-
-from producer.gateway.access import Caller
-from schemas.tables import AssistantEnvironment, AssistantVersion
+from producer.gateway.stored_assistant import StoredAssistant
 
 # Nobody knows since when the default model is there.
 _LONG_AGO = datetime(2023, 1, 1, tzinfo=UTC)
 
 
-def models_of(engine: Engine, caller: Caller, *, default: str | None) -> dict[str, datetime]:
-    """Return the models by name, with the time since when each is known; of assistants that the caller may use."""
-    of_version = (
-        col(AssistantVersion.address) == col(AssistantEnvironment.address),
-        col(AssistantVersion.version) == col(AssistantEnvironment.version),
-    )
-    query = (
-        select(AssistantVersion)
-        .join(AssistantEnvironment, of_version[0] & of_version[1])
-        .where(AssistantVersion.workspace == caller.workspace)
-    )
-    found = {default: _LONG_AGO} if default else {}
-    with Session(engine) as session:
-        for row in session.exec(query):
-            model = row.config.get("model")
-            if model and caller.may_use(row.address):
-                found[model] = min(row.created_at, found.get(model, row.created_at))
-    return dict(sorted(found.items()))
+def models_of(assistants: Iterable[StoredAssistant], *, default: str | None) -> dict[str, datetime]:
+    """Return the models by name, the default first, with the time since when each is known."""
+    found: dict[str, datetime] = {}
+    for assistant in assistants:
+        model = assistant.config.model
+        # A model that a hosting service knows is of no use without the assistant there.
+        if model is not None and assistant.config.provider == "openai":
+            found[model] = min(assistant.created_at, found.get(model, assistant.created_at))
+    first = {} if default is None else {default: _LONG_AGO}
+    return first | {name: found[name] for name in sorted(found) if name != default}

@@ -53,13 +53,24 @@ async def stored_assistant(parts: Parts, caller: Caller, address: str, which: st
 
 def read_stored_assistant(engine: Engine, caller: Caller, address: str, which: str | None) -> StoredAssistant | None:
     """Do as `stored_assistant` does; blocks."""
-    which = which or PRODUCTION
+    return read_version(engine, caller, address, environment=which or PRODUCTION, version=version_in(which))
+
+
+def read_version(
+    engine: Engine, caller: Caller, address: str, *, environment: str, version: int | None
+) -> StoredAssistant | None:
+    """Return the version of the assistant, else that which the environment points at; None as above. Blocks."""
     try:
         _ADDRESS.validate_python(address)
-        checked_environment(which)
+        checked_environment(environment)
     except (ValidationError, InputError):
         return None
-    return _read(engine, address, which) if caller.may_use(address) else None
+    return _read(engine, address, environment, version) if caller.may_use(address) else None
+
+
+def version_in(text: str | None) -> int | None:
+    """Return the number of a version, None for what is none."""
+    return int(text) if text and _VERSION.fullmatch(text) else None
 
 
 async def shared_assistants(parts: Parts, caller: Caller) -> list[StoredAssistant]:
@@ -67,10 +78,9 @@ async def shared_assistants(parts: Parts, caller: Caller) -> list[StoredAssistan
     return [each for each in await parts.in_thread(_all, parts.engine, caller) if caller.may_use(each.address)]
 
 
-def _read(engine: Engine, address: str, which: str) -> StoredAssistant | None:
-    version = int(which) if _VERSION.fullmatch(which) else None
+def _read(engine: Engine, address: str, environment: str, version: int | None) -> StoredAssistant | None:
     try:
-        config, number = Assistants(engine).config(address, environment=which, version=version)
+        config, number = Assistants(engine).config(address, environment=environment, version=version)
     except InputError:
         return None
     with Session(engine) as session:

@@ -86,6 +86,12 @@ class Threads:
         with self._session() as session:
             return _found(session, workspace, thread_id)
 
+    def has(self, workspace: str, thread_id: str) -> bool:
+        """Return whether there is such a thread."""
+        with self._session() as session:
+            thread = session.get(Thread, (workspace, thread_id))
+        return thread is not None and thread.deleted_at is None
+
     def refuse_deleted(self, workspace: str, thread_id: str) -> None:
         """Raise Problem 404 for a thread that was deleted; one that nobody knows begins with its first job."""
         with self._session() as session:
@@ -129,6 +135,13 @@ class Threads:
             order = position.desc() if newest_first else position
             rows = list(session.exec(query.order_by(order).limit(limit + 1)))
         return Page(rows[:limit], has_more=len(rows) > limit)
+
+    def messages_behind(self, workspace: str, thread_id: str, *, position: int, limit: int) -> list[ThreadMessage]:
+        """Return messages of the thread in order, those behind the position; none if there is no thread."""
+        column = col(ThreadMessage.position)
+        with self._session() as session:
+            query = _live(workspace, thread_id).where(column > position)
+            return list(session.exec(query.order_by(column).limit(limit)))
 
     def message(self, workspace: str, thread_id: str, message_id: str) -> ThreadMessage:
         """Return the message."""

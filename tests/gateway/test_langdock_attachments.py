@@ -120,6 +120,12 @@ def test_row_73_exactly_one_file_is_needed(gateway: ServedGateway, client: httpx
         client.post(UPLOAD, content=b"no multipart at all", headers=multipart),
         client.post(UPLOAD, content=b"", headers={"content-type": "multipart/form-data"}),
         client.post(UPLOAD, content=b"--b\r\nContent-Disposition: form-data\r\n\r\nx\r\n--b--", headers=multipart),
+        # A name in an encoding that can say half a character.
+        client.post(
+            UPLOAD,
+            content=b'--b\r\nContent-Disposition: form-data; name="file"; filename="\\ud800.txt"\r\n\r\nx\r\n--b--',
+            headers={"content-type": "multipart/form-data; boundary=b; charset=unicode_escape"},
+        ),
         # Cut off within the file.
         client.post(
             UPLOAD,

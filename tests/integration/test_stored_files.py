@@ -56,6 +56,10 @@ def test_a_file_is_read_as_it_was_written_whatever_the_pieces(files: Files, engi
     assert (empty.size_bytes, list(files.content(empty))) == (0, [])
 
 
+def test_a_name_that_no_database_takes_is_kept_as_far_as_it_goes(files: Files) -> None:
+    assert files.write(new(filename="a\0\ud800.txt"), [b"x"]).filename == "a\ufffd?.txt"
+
+
 def test_lines_are_found_across_chunks_and_one_that_is_too_long_is_refused(files: Files) -> None:
     long = b"x" * (CHUNK_BYTES - 3)
     saved = files.write(new(), [b"one\r\n\n", long, b"\nlast"])

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import uuid
 
-from sqlmodel import Session
-
 from producer.gateway.parts import Parts
+from producer.gateway.threads import Threads
 from schemas import names
-from schemas.tables import Thread
 
 _NAMESPACE = uuid.UUID("5d1f6d0e-6d4b-4f0e-9c55-7a5a3a1c4a0b")
 
@@ -25,10 +23,4 @@ async def has_session(parts: Parts, workspace: str, session_id: str) -> bool:
     """
     if await parts.redis.exists(names.thread(workspace, session_id)):
         return True
-    return await parts.in_thread(_is_stored, parts, workspace, session_id)
-
-
-def _is_stored(parts: Parts, workspace: str, session_id: str) -> bool:
-    with Session(parts.engine) as session:
-        thread = session.get(Thread, (workspace, session_id))
-    return thread is not None and thread.deleted_at is None
+    return await parts.in_thread(Threads(parts.engine).has, workspace, session_id)

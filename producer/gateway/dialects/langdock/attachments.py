@@ -22,7 +22,7 @@ from producer.gateway.access import Caller, caller
 from producer.gateway.dialects.langdock.attached import PURPOSE
 from producer.gateway.dialects.langdock.attachment_kinds import ATTACHMENT_MAX_BYTES, content_of
 from producer.gateway.dialects.langdock.errors import attachment_errors
-from producer.gateway.files import CHUNK_BYTES, NewFile
+from producer.gateway.files import NewFile, pieces_of
 from producer.gateway.http.strict_json import StrictJsonRoute
 from producer.gateway.keys import Scope
 from producer.gateway.parts import parts_of
@@ -100,7 +100,7 @@ async def upload_attachment(request: Request, caller: Annotated[Caller, Depends(
             mime_type=content.mime_type,
             text=content.text,
         )
-        stored = await parts.files.save(new, _pieces(file), max_bytes=max_bytes, in_thread=parts.in_thread)
+        stored = await parts.files.save(new, pieces_of(file), max_bytes=max_bytes, in_thread=parts.in_thread)
     return Uploaded(
         attachmentId=UUID(stored.id),
         file=UploadedFile(name=stored.filename, mimeType=stored.mime_type, sizeInBytes=stored.size_bytes),
@@ -155,11 +155,6 @@ def _the_file(form: FormData) -> UploadFile:
     if len(files) > 1 or files[0][0] != "file":
         raise _bad("send exactly one file, as the field `file`")
     return files[0][1]  # type: ignore[no-any-return]
-
-
-async def _pieces(file: UploadFile) -> AsyncIterator[bytes]:
-    while piece := await file.read(CHUNK_BYTES):
-        yield piece
 
 
 def _bad(message: str) -> Problem:

@@ -23,6 +23,7 @@ from producer.gateway.http.strict_json import StrictJsonRoute
 from producer.gateway.keys import Scope
 from producer.gateway.models import models_of
 from producer.gateway.parts import Parts, parts_of
+from producer.gateway.stored_assistant import shared_assistants
 from schemas.job import InvokeJob
 
 router = APIRouter(route_class=StrictJsonRoute, tags=["Langdock"])
@@ -67,7 +68,7 @@ async def create_assistant_completion(
 async def list_assistant_models(request: Request, caller: Annotated[Caller, Depends(caller(Scope.RUN))]) -> Models:
     """List what `assistant.model` may name: the default model, and those of the workspace's assistants."""
     parts = parts_of(request)
-    found = await parts.in_thread(models_of, parts.engine, caller, default=parts.settings.model)
+    found = models_of(await shared_assistants(parts, caller), default=parts.settings.model)
     data = [
         Model(id=name, object="model", created=round(since.timestamp() * 1000), owned_by="system")
         for name, since in found.items()

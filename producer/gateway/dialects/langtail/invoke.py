@@ -13,12 +13,13 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends, Header, Query, Request
 from fastapi.responses import JSONResponse, Response
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel
 from starlette.convertors import Convertor, register_url_convertor
 
 from producer.gateway.access import Caller, caller
 from producer.gateway.bodies import DEPLOYMENT_NOT_FOUND, Dialect
 from producer.gateway.chat.completion import ChatCompletion, chat_chunks, chat_completion, completion_id_of
+from producer.gateway.chat.request import callers_tools
 from producer.gateway.dialects.langtail.config import (
     Deployments,
     PlaygroundState,
@@ -31,12 +32,10 @@ from producer.gateway.http.strict_json import StrictJsonRoute
 from producer.gateway.keys import Scope
 from producer.gateway.parts import parts_of
 from producer.gateway.problem import Kind, Problem
+from producer.gateway.stored_assistant import read_version, version_in
 from producer.gateway.threads import Threads
-from schemas.assistant import Address, AssistantConfig, Environment
-from schemas.errors import InputError
-from schemas.job import InvokeJob
+from schemas.assistant import AssistantConfig
 from schemas.outcome import Code
-from schemas.tool import ClientTool
 
 RESERVED = (
     "v1",
@@ -52,10 +51,6 @@ RESERVED = (
     "openapi.json",
 )
 THREAD_HEADER = "x-langtail-thread-id"
-# Numbers of versions that a database's column holds.
-_VERSION = re.compile(r"[1-9][0-9]{0,8}")
-_ADDRESS: TypeAdapter[str] = TypeAdapter(Address)
-_ENVIRONMENT: TypeAdapter[str] = TypeAdapter(Environment)
 
 
 class _Workspace(Convertor[str]):
@@ -192,6 +187,7 @@ async def _invoke(
     )
     if body is not None and body.threadId:
         await parts.in_thread(Threads(parts.engine).refuse_deleted, caller.workspace, body.threadId)
+    tools = config.tools if job.tools is None else job.tools
     headers = {} if job.thread_id is None else {THREAD_HEADER: job.thread_id}
     completion_id = completion_id_of(str(job.id))
     try:
@@ -202,7 +198,7 @@ async def _invoke(
                 model=job.model or config.model or parts.settings.model or config.provider,
                 dialect=Dialect.LANGTAIL,
                 whole=config.output is not None,
-                callers_tools=_callers_tools(job, config),
+                callers_tools=callers_tools(*(tools or ())),
             )
             return await sse.event_stream(chunks, headers=headers)
         result = await parts.calls.answer(job, request)
@@ -222,24 +218,13 @@ async def _config(request: Request, caller: Caller, address: str, environment: s
 async def _deployed(request: Request, caller: Caller, address: str, environment: str, v: str | None) -> AssistantConfig:
     """Return the version that the path and `?v=` name; Problem 404 for what there is not, or not for this key."""
     parts = parts_of(request)
-    try:
-        _ADDRESS.validate_python(address)
-        _ENVIRONMENT.validate_python(environment)
-    except ValidationError as error:
-        raise _not_found() from error
-    if not caller.may_use(address) or (v and not _VERSION.fullmatch(v)):
+    version = version_in(v)
+    if v and version is None:
         raise _not_found()
-    version = int(v) if v else None
-    try:
-        config, _ = await parts.in_thread(parts.assistants.config, address, environment=environment, version=version)
-    except InputError as error:
-        raise _not_found() from error
-    return config
-
-
-def _callers_tools(job: InvokeJob, config: AssistantConfig) -> frozenset[str]:
-    tools = config.tools if job.tools is None else job.tools
-    return frozenset(tool.name for tool in tools or () if isinstance(tool, ClientTool))
+    found = await parts.in_thread(read_version, parts.engine, caller, address, environment=environment, version=version)
+    if found is None:
+        raise _not_found()
+    return found.config
 
 
 def _project_of(caller: Caller) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 
@@ -15,7 +14,7 @@ from starlette.datastructures import FormData, UploadFile
 from producer.gateway.access import Caller, caller
 from producer.gateway.dialects.openai.batching.result_files import PURPOSE as OUTPUT_PURPOSE
 from producer.gateway.dialects.openai.errors import OPENAI_ERRORS
-from producer.gateway.files import CHUNK_BYTES, NewFile
+from producer.gateway.files import NewFile, pieces_of
 from producer.gateway.http.strict_json import StrictJsonRoute
 from producer.gateway.keys import Scope
 from producer.gateway.parts import Parts, parts_of
@@ -109,7 +108,7 @@ async def create_file(request: Request, caller: Annotated[Caller, Depends(caller
             expires_at=expires_at,
         )
         file = await parts.files.save(
-            new, _pieces(upload), max_bytes=parts.settings.http_max_upload_bytes, in_thread=parts.in_thread
+            new, pieces_of(upload), max_bytes=parts.settings.http_max_upload_bytes, in_thread=parts.in_thread
         )
     return _told(file)
 
@@ -187,11 +186,6 @@ async def file_for_batches(parts: Parts, workspace: str, file_id: str, *, param:
     if file is None or file.purpose not in _PURPOSES:
         raise _unknown(file_id, param=param)
     return file
-
-
-async def _pieces(upload: UploadFile) -> AsyncIterator[bytes]:
-    while piece := await upload.read(CHUNK_BYTES):
-        yield piece
 
 
 def _expires_at(form: FormData) -> datetime | None:

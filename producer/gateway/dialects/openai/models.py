@@ -11,9 +11,10 @@ from producer.gateway.access import Caller, caller
 from producer.gateway.dialects.openai.errors import OPENAI_ERRORS
 from producer.gateway.http.strict_json import StrictJsonRoute
 from producer.gateway.keys import Scope
+from producer.gateway.models import models_of
 from producer.gateway.parts import Parts, parts_of
 from producer.gateway.problem import Kind, Problem
-from producer.gateway.stored_assistant import PRODUCTION, shared_assistants
+from producer.gateway.stored_assistant import PRODUCTION, StoredAssistant, shared_assistants
 
 router = APIRouter(route_class=StrictJsonRoute, tags=["OpenAI"], responses=OPENAI_ERRORS)
 
@@ -60,17 +61,15 @@ async def retrieve_model(model: str, request: Request, caller: Annotated[Caller,
 
 async def _models(parts: Parts, caller: Caller) -> list[Model]:
     """Return the models, and one entry for each environment of each assistant: production's is the bare address."""
-    models: dict[str, Model] = {}
-    if parts.settings.model:
-        models[parts.settings.model] = Model(id=parts.settings.model, created=0, owned_by="system")
-    addresses = []
-    for assistant in await shared_assistants(parts, caller):
-        created = int(assistant.created_at.timestamp())
-        named = assistant.config.model
-        # A model that a hosting service knows is of no use without the assistant there.
-        if named is not None and assistant.config.provider == "openai":
-            models.setdefault(named, Model(id=named, created=created, owned_by="system"))
-        environment = assistant.config.environment
-        address = assistant.address if environment == PRODUCTION else f"{assistant.address}@{environment}"
-        addresses.append(Model(id=address, created=created, owned_by=caller.workspace))
-    return [*models.values(), *addresses]
+    assistants = await shared_assistants(parts, caller)
+    models = models_of(assistants, default=parts.settings.model)
+    return [
+        *(Model(id=name, created=int(since.timestamp()), owned_by="system") for name, since in models.items()),
+        *(_of_assistant(each, caller) for each in assistants),
+    ]
+
+
+def _of_assistant(assistant: StoredAssistant, caller: Caller) -> Model:
+    environment = assistant.config.environment
+    address = assistant.address if environment == PRODUCTION else f"{assistant.address}@{environment}"
+    return Model(id=address, created=int(assistant.created_at.timestamp()), owned_by=caller.workspace)

@@ -14,7 +14,7 @@ from schemas.tables import AssistantEnvironment, AssistantVersion
 
 
 @dataclass(frozen=True, slots=True)
-class StoredAssistant:
+class ListedAssistant:
     """An assistant: its newest version, when that was made, and where its environments point."""
 
     address: str
@@ -30,7 +30,7 @@ class AssistantRecords:
         """Use this engine."""
         self._engine = engine
 
-    def latest(self, caller: Caller, *, place: Place | None, limit: int) -> list[StoredAssistant]:
+    def latest(self, caller: Caller, *, place: Place | None, limit: int) -> list[ListedAssistant]:
         """Return assistants after the place, that with the newest version first."""
         address, changed_at = col(AssistantVersion.address), func.max(AssistantVersion.created_at)
         query = (
@@ -48,7 +48,7 @@ class AssistantRecords:
             found = session.exec(query).all()
             pointers = self._pointers(session, [each for each, _, _ in found])
         return [
-            StoredAssistant(address=each, newest=newest, changed_at=at, environments=pointers.get(each, {}))
+            ListedAssistant(address=each, newest=newest, changed_at=at, environments=pointers.get(each, {}))
             for each, newest, at in found
         ]
 

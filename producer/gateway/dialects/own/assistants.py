@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from producer.assistants import Applied
 from producer.gateway.access import Caller, caller
-from producer.gateway.dialects.own.assistant_records import AssistantRecords, StoredAssistant
+from producer.gateway.dialects.own.assistant_records import AssistantRecords, ListedAssistant
 from producer.gateway.dialects.own.job_requests import AssistantDefinition, refuse_unshared, unknown_assistant
 from producer.gateway.dialects.own.pages import Cursor, Limit, Page, Place, page_of, place_of
 from producer.gateway.dialects.own.problem_details import PROBLEMS
@@ -146,7 +146,7 @@ def _address(project: str, assistant: str, caller: Caller) -> str:
     return address
 
 
-def _summary(stored: StoredAssistant) -> AssistantSummary:
+def _summary(stored: ListedAssistant) -> AssistantSummary:
     return AssistantSummary(
         assistant=stored.address,
         newest_version=stored.newest,

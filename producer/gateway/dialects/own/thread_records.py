@@ -1,22 +1,20 @@
-"""The threads of a workspace and their messages, as far as a key may see them.
+"""The threads of a workspace, as far as a key may see them.
 
 A key that only some assistants are shared with sees the threads in which jobs of these ended and of no other.
 """
 
 from __future__ import annotations
 
-from datetime import datetime
-
-from sqlalchemy import ColumnElement, Engine, exists, not_, true, update
+from sqlalchemy import ColumnElement, Engine, exists, not_, true
 from sqlmodel import Session, col, select
 
 from producer.gateway.access import Caller
 from producer.gateway.dialects.own.pages import Place, after
-from schemas.tables import Job, Thread, ThreadMessage
+from schemas.tables import Job, Thread
 
 
 class ThreadRecords:
-    """Reads and deletes the threads of one database."""
+    """Finds the threads of one database; what is in them, and their end, is in producer/gateway/threads.py."""
 
     def __init__(self, engine: Engine) -> None:
         """Use this engine."""
@@ -38,33 +36,6 @@ class ThreadRecords:
         )
         with Session(self._engine) as session:
             return list(session.exec(query))
-
-    def messages(self, thread: Thread, *, after_position: int, limit: int) -> list[ThreadMessage]:
-        """Return messages of the thread in their order, those behind the position."""
-        query = (
-            select(ThreadMessage)
-            .where(
-                ThreadMessage.workspace == thread.workspace,
-                ThreadMessage.thread_id == thread.id,
-                ThreadMessage.position > after_position,
-                col(ThreadMessage.deleted_at).is_(None),
-            )
-            .order_by(col(ThreadMessage.position))
-            .limit(limit)
-        )
-        with Session(self._engine) as session:
-            return list(session.exec(query))
-
-    def delete(self, thread: Thread, *, now: datetime) -> None:
-        """Let the thread and its messages be gone for everybody; pruning takes the rows."""
-        of_thread = col(ThreadMessage.workspace) == thread.workspace, col(ThreadMessage.thread_id) == thread.id
-        is_thread = col(Thread.workspace) == thread.workspace, col(Thread.id) == thread.id
-        with self._engine.begin() as connection:
-            connection.execute(
-                update(Thread).where(*is_thread, col(Thread.deleted_at).is_(None)).values(deleted_at=now)
-            )
-            left = update(ThreadMessage).where(*of_thread, col(ThreadMessage.deleted_at).is_(None))
-            connection.execute(left.values(deleted_at=now))
 
 
 def _seen_by(caller: Caller) -> tuple[ColumnElement[bool], ...]:

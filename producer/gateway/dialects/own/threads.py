@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Request, Response
@@ -17,6 +17,7 @@ from producer.gateway.http.strict_json import StrictJsonRoute
 from producer.gateway.keys import Scope
 from producer.gateway.parts import Parts, parts_of
 from producer.gateway.problem import Kind, Problem
+from producer.gateway.threads import Threads
 from schemas.tables import Thread, ThreadMessage
 
 router = APIRouter(route_class=StrictJsonRoute, tags=["Threads"], responses=PROBLEMS)
@@ -68,9 +69,10 @@ async def list_thread_messages(
     place = place_of(cursor)
     thread = await _found(parts, thread_id, caller)
     found = await parts.in_thread(
-        ThreadRecords(parts.engine).messages,
-        thread,
-        after_position=-1 if place is None else place.number,
+        Threads(parts.engine).messages_behind,
+        thread.workspace,
+        thread.id,
+        position=-1 if place is None else place.number,
         limit=limit + 1,
     )
     return page_of(found, limit=limit, show=_message, place=lambda each: Place(each.created_at, str(each.position)))
@@ -81,7 +83,7 @@ async def delete_thread(thread_id: ThreadId, request: Request, caller: Runs) -> 
     """Delete a thread and its messages: no job sees them any more."""
     parts = parts_of(request)
     thread = await _found(parts, thread_id, caller)
-    await parts.in_thread(ThreadRecords(parts.engine).delete, thread, now=datetime.now(UTC))
+    await parts.in_thread(Threads(parts.engine).delete, thread.workspace, thread.id)
     return Response(status_code=204)
 
 
