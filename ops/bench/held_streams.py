@@ -37,7 +37,7 @@ class HeldStream(asyncio.Protocol):
             self.received += data
         self._is_answered()
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the protocol's
         """Note that the other end has closed."""
         self._is_answered()
 
