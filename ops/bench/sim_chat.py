@@ -12,6 +12,7 @@ from typing import Any
 CHARS_PER_TOKEN = 4
 TOKENS_PER_MESSAGE = 4
 COMPLETION_TOKENS_MIN, COMPLETION_TOKENS_MAX = 20, 180
+CHUNKS = 10
 
 _FILLER = "It depends on what you ask for, and here is why that is so. " * 16
 
@@ -25,6 +26,7 @@ class Asked:
     prompt_tokens: int
     completion_tokens: int
     schema: Mapping[str, Any] | None
+    stream: bool = False
 
     @property
     def digest(self) -> bytes:
@@ -51,6 +53,7 @@ def read(body: bytes) -> Asked:
         prompt_tokens=prompt_tokens(texts),
         completion_tokens=completion_tokens(prompt, max_tokens=max_tokens),
         schema={} if schema is None and response_format.get("type") == "json_object" else schema,
+        stream=bool(request.get("stream")),
     )
 
 
@@ -68,25 +71,41 @@ def completion_tokens(prompt: str, *, max_tokens: int | None) -> int:
 
 def completion(asked: Asked, *, number: int) -> bytes:
     """Return the body of the answer: as long as it costs, or the smallest value that fits the schema."""
-    text = _FILLER[: asked.completion_tokens * CHARS_PER_TOKEN]
-    if asked.schema is not None:
-        text = json.dumps(_instance(asked.schema, zlib.crc32(asked.prompt.encode("utf-8", "replace"))))
-    usage = {
+    choice = {"index": 0, "message": {"role": "assistant", "content": _reply(asked)}, "finish_reason": "stop"}
+    told = {"choices": [choice], "usage": _usage(asked)}
+    return json.dumps(_head(asked, number=number, kind="chat.completion") | told).encode()
+
+
+def chunks(asked: Asked, *, number: int) -> list[bytes]:
+    """Return the events of the answer as a stream: a tenth of it each, the reason of its end, usage, and `[DONE]`."""
+    head = _head(asked, number=number, kind="chat.completion.chunk")
+    text = _reply(asked)
+    size = max(1, -(-len(text) // CHUNKS))
+    deltas = [({"content": text[begin : begin + size]}, None) for begin in range(0, len(text), size)]
+    told = [
+        head | {"choices": [{"index": 0, "delta": delta, "finish_reason": reason}]}
+        for delta, reason in (*deltas, ({}, "stop"))
+    ]
+    told.append(head | {"choices": [], "usage": _usage(asked)})
+    return [f"data: {json.dumps(each)}\n\n".encode() for each in told] + [b"data: [DONE]\n\n"]
+
+
+def _head(asked: Asked, *, number: int, kind: str) -> dict[str, Any]:
+    return {"id": f"chatcmpl-{number}", "object": kind, "created": 0, "model": asked.model}
+
+
+def _reply(asked: Asked) -> str:
+    if asked.schema is None:
+        return _FILLER[: asked.completion_tokens * CHARS_PER_TOKEN]
+    return json.dumps(_instance(asked.schema, zlib.crc32(asked.prompt.encode("utf-8", "replace"))))
+
+
+def _usage(asked: Asked) -> dict[str, int]:
+    return {
         "prompt_tokens": asked.prompt_tokens,
         "completion_tokens": asked.completion_tokens,
         "total_tokens": asked.prompt_tokens + asked.completion_tokens,
     }
-    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
-    return json.dumps(
-        {
-            "id": f"chatcmpl-{number}",
-            "object": "chat.completion",
-            "created": 0,
-            "model": asked.model,
-            "choices": [choice],
-            "usage": usage,
-        }
-    ).encode()
 
 
 def error(message: str, *, kind: str, code: str | None = None) -> bytes:

@@ -6,7 +6,7 @@ look at a limit and its charge: the figures are exact.
 
     POST /v1/chat/completions   GET /v1/models
     GET /audit                  {"now_s": …, "models": {NAME: figures of sim_audit.Audit.report}}
-    POST /reset                 forget every lane
+    POST /reset                 forget every lane, and let calls that are held go on
 
 Run it alone: `.venv/bin/python ops/bench/sim_provider.py --help`.
 """
@@ -46,7 +46,7 @@ class Behaviour:
     """How calls go: seconds, and shares of all calls from 0 to 1.
 
     Each call takes `latency_s`, or varies about that as its median, lognormally with
-    `latency_sigma`; a slow one takes `slow_s` more.
+    `latency_sigma`; a slow one takes `slow_s` more. Calls of `held_model` last until a reset.
     """
 
     latency_s: float = 0.0
@@ -55,6 +55,7 @@ class Behaviour:
     cut_share: float = 0.0
     slow_share: float = 0.0
     slow_s: float = 30.0
+    held_model: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +102,7 @@ class SimProvider:
             return refusal
         lane.audit.admitted(now_s, prompt_tokens=asked.prompt_tokens)
         self._numbers += 1
-        return Call(self._numbers, asked, step_id, takes_s=self._latency_s(), fate=self._fate(), lane=lane)
+        return Call(self._numbers, asked, step_id, takes_s=self._latency_s(asked), fate=self._fate(), lane=lane)
 
     def end(self, call: Call) -> None:
         """Charge the completion, unless the call fails; a call from before a reset counts there."""
@@ -141,8 +142,10 @@ class SimProvider:
             lane = self._lanes[model] = _Lane(self.quota)
         return lane
 
-    def _latency_s(self) -> float:
+    def _latency_s(self, asked: sim_chat.Asked) -> float:
         behaviour = self._behaviour
+        if asked.model == behaviour.held_model:
+            return math.inf
         latency_s = behaviour.latency_s
         if behaviour.latency_sigma:
             latency_s *= self._random.lognormvariate(0, behaviour.latency_sigma)
@@ -167,6 +170,7 @@ class SimApp:
         """Serve this provider; with `rate_headers` each answer says what is left, as OpenAI does."""
         self._provider = provider
         self._rate_headers = rate_headers
+        self._goes_on = asyncio.Event()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -182,6 +186,8 @@ class SimApp:
                 await _send(send, 200, json.dumps(self._provider.report()).encode())
             case ("POST", "/reset"):
                 self._provider.reset()
+                self._goes_on.set()
+                self._goes_on = asyncio.Event()
                 await _send(send, 200, b"{}")
             case _:
                 await _send(send, 404, sim_chat.error("no such path", kind="invalid_request_error"))
@@ -200,7 +206,9 @@ class SimApp:
             await _send(send, 429, refusal, headers)
             return
         try:
-            if arrived.takes_s > 0:
+            if math.isinf(arrived.takes_s):
+                await self._goes_on.wait()
+            elif arrived.takes_s > 0:
                 await asyncio.sleep(arrived.takes_s)
         finally:
             # Who has left meanwhile has bought it all the same.
@@ -212,6 +220,8 @@ class SimApp:
             case "error":
                 fault = sim_chat.error("The server had an error", kind="server_error")
                 await _send(send, 500, fault, self._left(call.asked.model))
+            case "answer" if call.asked.stream:
+                await _stream(send, sim_chat.chunks(call.asked, number=call.number), self._left(call.asked.model))
             case "answer" | "cut":
                 reply = sim_chat.completion(call.asked, number=call.number)
                 headers = self._left(call.asked.model)
@@ -249,6 +259,16 @@ async def _send(send: Send, status: int, body: bytes, headers: Headers | None = 
     await send({"type": "http.response.start", "status": status, "headers": base + (headers or [])})
     sent = body[: len(body) // 2] if cut else body
     await send({"type": "http.response.body", "body": sent, "more_body": cut})
+
+
+async def _stream(send: Send, events: list[bytes], headers: Headers) -> None:
+    """Send server-sent events, each as it comes."""
+    base: Headers = [(b"content-type", b"text/event-stream")]
+    await send({"type": "http.response.start", "status": 200, "headers": base + headers})
+    for event in events:
+        await send({"type": "http.response.body", "body": event, "more_body": True})
+        await asyncio.sleep(0)
+    await send({"type": "http.response.body", "body": b""})
 
 
 def _header(scope: Scope, wanted: bytes) -> str | None:
@@ -295,6 +315,7 @@ _SHARE = click.FloatRange(0, 1)
 @click.option("--cut-share", type=_SHARE, default=0.0, help="Of the calls: sold, and the connection cut in the reply.")
 @click.option("--slow-share", type=_SHARE, default=0.0, help="Of the calls, that take --slow-s longer.")
 @click.option("--slow-s", type=click.FloatRange(0), default=30.0)
+@click.option("--held-model", help="Its calls last until a reset.")
 @click.option("--rate-headers", is_flag=True, help="Send x-ratelimit-* with each answer.")
 @click.option("--seed", type=int, default=0, help="Of latencies and faults.")
 def main(
@@ -310,6 +331,7 @@ def main(
     cut_share: float,
     slow_share: float,
     slow_s: float,
+    held_model: str | None,
     rate_headers: bool,
     seed: int,
 ) -> None:
@@ -318,7 +340,7 @@ def main(
         quota = Quota(shape, rpm=rpm, tpm=tpm, capacity_s=capacity_s)
     except ValueError as exc:
         raise click.UsageError(str(exc)) from exc
-    behaviour = Behaviour(latency_s, latency_sigma, error_share, cut_share, slow_share, slow_s)
+    behaviour = Behaviour(latency_s, latency_sigma, error_share, cut_share, slow_share, slow_s, held_model)
     app = SimApp(SimProvider(quota, behaviour=behaviour, seed=seed), rate_headers=rate_headers)
     config = uvicorn.Config(
         app,
