@@ -37,6 +37,10 @@ Found = TypeVar("Found")
 
 # As many as the engine has connections.
 _THREADS = 20
+# An enqueue waits for the disk of the queue, up to a second, and holds no connection of the engine.
+_ENQUEUES_AT_ONCE = 128
+# Each reads a whole file and keeps a core busy.
+_SUBMISSIONS_AT_ONCE = 4
 ANSWERS_WITHIN_S = 2.0
 # Who finds none free waits for one: each is held for a round trip.
 _REDIS_CONNECTIONS = 64
@@ -60,6 +64,8 @@ class Parts:
     switchboard: Switchboard
     calls: Calls
     threads: CapacityLimiter
+    enqueues: CapacityLimiter
+    submissions: CapacityLimiter
 
     async def queue_answers(self) -> bool:
         """Return whether the queue answers within ANSWERS_WITHIN_S."""
@@ -87,6 +93,14 @@ class Parts:
         return await anyio.to_thread.run_sync(
             lambda: function(*args, **kwargs), limiter=self.threads, abandon_on_cancel=True
         )
+
+    async def enqueued(self, function: Callable[Given, Found], *args: Given.args, **kwargs: Given.kwargs) -> Found:
+        """Run what waits for the queue's disk in a thread, so that it keeps nobody from reading SQL."""
+        return await anyio.to_thread.run_sync(lambda: function(*args, **kwargs), limiter=self.enqueues)
+
+    async def submitted(self, function: Callable[Given, Found], *args: Given.args, **kwargs: Given.kwargs) -> Found:
+        """Run what takes a whole file in a thread, a few of them at once."""
+        return await anyio.to_thread.run_sync(lambda: function(*args, **kwargs), limiter=self.submissions)
 
 
 @asynccontextmanager
@@ -126,6 +140,8 @@ async def opened(settings: Settings) -> AsyncIterator[Parts]:
                 switchboard=switchboard,
                 calls=calls,
                 threads=CapacityLimiter(_THREADS),
+                enqueues=CapacityLimiter(_ENQUEUES_AT_ONCE),
+                submissions=CapacityLimiter(_SUBMISSIONS_AT_ONCE),
             )
     finally:
         await calls.aclose()

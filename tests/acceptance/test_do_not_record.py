@@ -248,7 +248,8 @@ def let_the_caller_s_minute_pass(works: Works, jobs: Enqueued) -> None:
     """In Redis the results alone have content, and what was streamed, for a minute, which this lets pass."""
     holding = {key for key in works.redis.scan_iter() if CANARY in repr(value_of(works, key))}
     streamed = redis_names.parts(jobs.ids["is streamed"]).encode()
-    assert streamed in holding
+    # Unless its minute has passed already, on a slow machine.
+    assert streamed in holding or not works.redis.exists(streamed)
     assert holding <= {streamed, *(redis_names.result(job_id).encode() for job_id in jobs.unrecorded)}
     assert all(0 < works.redis.ttl(key) <= redis_names.UNRECORDED_RESULT_TTL_S for key in holding)
     for key in holding:

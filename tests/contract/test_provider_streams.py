@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -87,6 +88,17 @@ async def test_a_server_that_refuses_to_stream_is_asked_without_and_is_not_asked
     assert (await provider.complete(ASKED, on_delta=told.append)).content == "Again"
     assert told == []
     assert how_asked(server, 2) == [then, then]
+
+
+async def test_each_way_to_ask_has_an_idempotency_key_of_its_own(
+    provider: OpenAICompatible, server: LoopbackProvider, told: list[Delta]
+) -> None:
+    server.queue(refused("Unrecognized request argument supplied: stream_options"), answers("Hello"), answers("Again"))
+    asked = replace(ASKED, step_id="j.0")
+    await provider.complete(asked, on_delta=told.append)
+    await provider.complete(asked)
+    keys = [request.headers["idempotency-key"] for request in server.requests[-3:]]
+    assert keys == ["j.0", "j.0.uncounted", "j.0"]
 
 
 async def test_a_refusal_that_only_speaks_of_streams_changes_nothing_for_the_next(

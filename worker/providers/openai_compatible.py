@@ -61,7 +61,7 @@ class OpenAICompatible:
                     self._client,
                     self._url,
                     name=self.name,
-                    headers=self._headers | ({"idempotency-key": request.step_id} if request.step_id else {}),
+                    headers=self._headers | _idempotency_key(request, streams if on_delta is not None else None),
                     body=_body(request) | _STREAM_BODIES[streams],
                     request=request,
                     on_event=telling(on_delta),
@@ -83,6 +83,14 @@ _STREAM_BODIES: dict[_Streams, dict[str, Any]] = {
     _Streams.UNCOUNTED: {"stream": True},
     _Streams.COUNTED: {"stream": True, "stream_options": {"include_usage": True}},
 }
+
+
+def _idempotency_key(request: ChatRequest, streams: _Streams | None) -> dict[str, str]:
+    """Return the step's key, with the way in which it streams: who is strict takes a key with one body only."""
+    if request.step_id is None:
+        return {}
+    way = "" if streams in (None, _Streams.COUNTED) else f".{streams.name.lower()}"
+    return {"idempotency-key": request.step_id + way}
 
 
 def _still_streams(refusal: str, asked: _Streams) -> _Streams:

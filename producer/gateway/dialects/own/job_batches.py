@@ -83,13 +83,13 @@ async def create_job_batch(
         raw = await bounded_body(request, max_bytes=parts.settings.http_max_body_bytes)
         body = await parts.in_thread(_parsed, raw)
         known = await identified(parts, key, workspace=caller.workspace, operation="job-batches", body=body)
-        made = await parts.in_thread(submission.jobs, body, known)
+        made = await parts.submitted(submission.jobs, body, known)
     else:
         async with spooled(request, max_bytes=parts.settings.http_max_upload_bytes) as upload:
             asked = _with_fields(terms, upload.fields)
             told = f"{asked.model_dump_json(exclude_unset=True)} {upload.sha256}"
             known = await identified(parts, key, workspace=caller.workspace, operation="job-batches", body=told)
-            made = await parts.in_thread(submission.rows, upload, asked, known)
+            made = await parts.submitted(submission.rows, upload, asked, known)
     return _accepted(made, response)
 
 
@@ -181,7 +181,7 @@ async def retry_job_batch(
     status = await parts.in_thread(records.find, batch_id, caller)
     made_id = await made_before(parts, known)
     if made_id is None:
-        made_id = await parts.in_thread(_retried, request, status, terms)
+        made_id = await parts.submitted(_retried, request, status, terms)
         await remember(parts, known, made_id)
     return _accepted(await parts.in_thread(records.find, made_id, caller), response)
 
