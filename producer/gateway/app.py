@@ -19,7 +19,7 @@ from producer.gateway.bodies import Dialect, dialect_of, error_response
 from producer.gateway.dialects import agent, langdock, langtail, openai, own
 from producer.gateway.dialects.openai.batching.keeper import BatchKeeper
 from producer.gateway.failures import SERVER_ERRORS, refusal
-from producer.gateway.faults import faults_of
+from producer.gateway.faults import faults_of, problem_of
 from producer.gateway.http import observed
 from producer.gateway.http.limits import BodyLimits
 from producer.gateway.http.observed import Observed
@@ -105,7 +105,4 @@ async def _on_crash(request: Request, error: Exception) -> JSONResponse:
 def invalid(faults: list[Fault], *, dialect: Dialect) -> Problem:
     """Return the problem of a request that breaks its schema: 422 in the agent dialect, 400 in all others."""
     kind = Kind.UNPROCESSABLE if dialect is Dialect.AGENT else Kind.BAD_REQUEST
-    first = faults[0]
-    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-    message = f"{first.place}: {first.what}{more}" if first.place else f"{first.what}{more}"
-    return Problem(kind, message, code="invalid_request", param=first.place or None, faults=faults)
+    return problem_of(faults, kind=kind)

@@ -1,4 +1,4 @@
-"""From what a request's schema says against it to faults that name the request's own fields."""
+"""From what a schema says against a request, or a part of it, to faults that name the request's own fields."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
 
-from producer.gateway.problem import Fault
+from producer.gateway.problem import Fault, Kind, Problem
 
 
 def faults_of(error: RequestValidationError) -> list[Fault]:
@@ -28,6 +29,22 @@ def faults_of(error: RequestValidationError) -> list[Fault]:
         elif what not in before.what:
             found[where] = Fault(where=where, what=f"{before.what}; or: {what}", type=before.type)
     return [fault for where, fault in found.items() if not any(_is_within(other, where) for other in found)]
+
+
+def faults_in(error: ValidationError, *where: str | int) -> list[Fault]:
+    """Return what is wrong with something of ours that was made of the request, of what stands `where` in its body."""
+    return [
+        Fault(where=("body", *where, *each["loc"]), what=each["msg"].removeprefix("Value error, "), type=each["type"])
+        for each in error.errors(include_url=False, include_context=False, include_input=False)
+    ]
+
+
+def problem_of(faults: Sequence[Fault], *, kind: Kind = Kind.BAD_REQUEST) -> Problem:
+    """Return the problem of a request that has these faults: its words are the first one's."""
+    first = faults[0]
+    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+    message = f"{first.place}: {first.what}{more}" if first.place else f"{first.what}{more}"
+    return Problem(kind, message, code="invalid_request", param=first.place or None, faults=faults)
 
 
 def _place(loc: Sequence[str | int], body: Any, *, missing: bool) -> tuple[str | int, ...]:

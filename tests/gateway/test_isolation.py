@@ -12,9 +12,11 @@ from urllib.parse import unquote
 import httpx
 import pytest
 from fastapi import APIRouter, FastAPI
+from fastapi.routing import iter_route_contexts
 
 from producer.gateway.access import PUBLIC_PATHS
 from producer.gateway.app import create_app
+from producer.gateway.http.strict_json import StrictJsonRoute
 from schemas import Settings
 from tests.at_work import Works
 from tests.gateway.operations import Asked, Operation, asked, operations
@@ -74,6 +76,13 @@ def test_every_route_that_is_not_public_wants_a_key(gateway: ServedGateway, tena
             assert answer.headers["www-authenticate"] == "Bearer"
         unknown = nobody.get("/v1/nothing-is-here")
         assert unknown.status_code == 401
+
+
+def test_every_route_that_is_not_public_reads_its_body_strictly() -> None:
+    routes = list(iter_route_contexts(app().routes))
+    lenient = {each.path_format for each in routes if not isinstance(each.original_route, StrictJsonRoute)}
+    assert lenient <= PUBLIC
+    assert len(routes) > len(PUBLIC)
 
 
 def test_the_openapi_document_says_so() -> None:

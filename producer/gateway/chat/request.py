@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from producer.gateway.faults import faults_in, problem_of
 from producer.gateway.problem import Fault, Kind, Problem
 from schemas.chat import ImagePart, Message, Part, Role, TextPart, ToolCall
 from schemas.job import InvokeJob
@@ -176,12 +177,9 @@ def _text(part: TextContent | ImageContent | RefusalContent) -> str:
 
 def _refused(error: ValueError, kind: Kind, *place: str | int) -> Problem:
     """Return the problem of what did not fit our own models."""
-    what, where = str(error), place
     if isinstance(error, ValidationError):
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        what, where = first["msg"].removeprefix("Value error, "), (*place, *first["loc"])
-    fault = Fault(where=("body", *where), what=what)
-    return Problem(kind, f"{fault.place}: {what}", code="invalid_request", param=fault.place, faults=[fault])
+        return problem_of(faults_in(error, *place), kind=kind)
+    return problem_of([Fault(where=("body", *place), what=str(error))], kind=kind)
 
 
 __all__ = [

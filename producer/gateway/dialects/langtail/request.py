@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, StrictStr, ValidationError
 
-from producer.gateway.problem import Fault, Kind, Problem
+from producer.gateway.faults import faults_in, problem_of
+from producer.gateway.problem import Kind, Problem
 from schemas.assistant import AssistantConfig
 from schemas.job import METADATA_KEY_MAX_CHARS, InvokeJob
 from schemas.parameters import ReasoningEffort
@@ -188,19 +190,11 @@ def job_of(
         raise refusal(error) from error
 
 
-def refusal(error: ValidationError, *, where: tuple[str | int, ...] = ()) -> Problem:
-    """Return the problem of values that cannot be what they are to be; `where` they stand in the body."""
-    faults = [
-        Fault(
-            where=("body", *where, *(_NAMES.get(str(part), part) for part in each["loc"])),
-            what=each["msg"].removeprefix("Value error, "),
-            type=each["type"],
-        )
-        for each in error.errors(include_url=False, include_context=False, include_input=False)
-    ]
-    place = faults[0].place
-    message = f"{place}: {faults[0].what}" if place else faults[0].what
-    return Problem(Kind.BAD_REQUEST, message, code="invalid_request", param=place or None, faults=faults)
+def refusal(error: ValidationError) -> Problem:
+    """Return the problem of values that cannot be what they are to be, by the names that the request has for them."""
+    return problem_of(
+        [replace(fault, where=tuple(_NAMES.get(str(part), part) for part in fault.where)) for fault in faults_in(error)]
+    )
 
 
 def messages_of(messages: Iterable[ChatMessage], *, where: str) -> tuple[dict[str, Any], ...]:

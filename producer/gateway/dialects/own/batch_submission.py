@@ -43,7 +43,7 @@ class BatchSubmission:
         if made is not None:
             return made
         jobs = [
-            job.to_job(self._caller, default=body.assistant, where=("body", "jobs", number))
+            job.to_job(self._caller, default=body.assistant, where=("jobs", number))
             for number, job in enumerate(body.jobs)
         ]
         return self._enqueued(jobs, known, label=body.label, **body.terms())

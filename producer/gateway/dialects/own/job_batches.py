@@ -200,7 +200,7 @@ def _parsed(raw: bytes) -> JobBatchRequest:
     try:
         return JobBatchRequest.model_validate_json(raw)
     except ValidationError as exc:
-        raise invalid(exc, where=("body",)) from exc
+        raise invalid(exc) from exc
 
 
 def _with_fields(terms: UploadTerms, fields: dict[str, str]) -> UploadTerms:
@@ -210,7 +210,7 @@ def _with_fields(terms: UploadTerms, fields: dict[str, str]) -> UploadTerms:
     try:
         return UploadTerms.model_validate({**terms.model_dump(exclude_unset=True), **fields})
     except ValidationError as exc:
-        raise invalid(exc, where=("body",)) from exc
+        raise invalid(exc) from exc
 
 
 def _retried(request: Request, status: BatchStatus, terms: BatchTerms) -> str:

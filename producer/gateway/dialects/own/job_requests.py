@@ -11,7 +11,8 @@ from pydantic import Field, StringConstraints, ValidationError, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from producer.gateway.access import Caller
-from producer.gateway.problem import Fault, Kind, Problem
+from producer.gateway.faults import faults_in, problem_of
+from producer.gateway.problem import Kind, Problem
 from producer.gateway.tools import checked_tools
 from schemas.assistant import AssistantConfig, InlineAssistant
 from schemas.job import InvokeJob
@@ -45,9 +46,7 @@ class JobRequest(InvokeJob):
         # A job of a batch may leave it to the batch: `to_job` sees to it.
         return self
 
-    def to_job(
-        self, caller: Caller, *, default: str | None = None, where: tuple[str | int, ...] = ("body",)
-    ) -> InvokeJob:
+    def to_job(self, caller: Caller, *, default: str | None = None, where: tuple[str | int, ...] = ()) -> InvokeJob:
         """Return the job in the caller's workspace, for the assistant `default` if it names none itself.
 
         Problem 400 if it names none or two, 403 for one that is not shared with the key.
@@ -70,7 +69,7 @@ class JobRequest(InvokeJob):
                 assistant=None if assistant is None else address_of(assistant, caller), inline=inline, **values
             )
         except ValidationError as exc:
-            raise invalid(exc, where=where) from exc
+            raise invalid(exc, *where) from exc
         refuse_unshared(job.address, caller)
         return job
 
@@ -89,7 +88,7 @@ class AssistantDefinition(AssistantConfig):
         try:
             return AssistantConfig(assistant=address, **values)
         except ValidationError as exc:
-            raise invalid(exc, where=("body",)) from exc
+            raise invalid(exc) from exc
 
 
 def address_of(name: str, caller: Caller) -> str:
@@ -115,10 +114,6 @@ def unknown_assistant(name: str, what: str | None = None) -> Problem:
     return Problem(Kind.NOT_FOUND, what or f"assistant '{name}' is not known", code="assistant_unknown")
 
 
-def invalid(error: ValidationError, *, where: tuple[str | int, ...]) -> Problem:
+def invalid(error: ValidationError, *where: str | int) -> Problem:
     """Return the problem of a body, or a part of one, that breaks its model; of its faults the first FAULTS_TOLD."""
-    found = error.errors()[:FAULTS_TOLD]
-    faults = [Fault(where=(*where, *each["loc"]), what=each["msg"], type=each["type"]) for each in found]
-    first = faults[0]
-    message = f"{first.place}: {first.what}" if first.place else first.what
-    return Problem(Kind.BAD_REQUEST, message, code="invalid_request", param=first.place or None, faults=faults)
+    return problem_of(faults_in(error, *where)[:FAULTS_TOLD])
