@@ -33,7 +33,8 @@ _DIALECT_OF_PATH = (
     (re.compile(r"/v1/"), Dialect.OPENAI),
     (re.compile(r"/(openapi\.json|healthz|readyz|metrics)$"), Dialect.OWN),
     (re.compile(r"/(v2/threads|list-deployments|project-prompt)\b"), Dialect.LANGTAIL),
-    (re.compile(r"/[^/]+/[^/]+/[^/]+/[^/]+$"), Dialect.LANGTAIL),
+    # More than four parts where one has a slash in it, percent-encoded.
+    (re.compile(r"/[^/]+/[^/]+/[^/]+/[^/]"), Dialect.LANGTAIL),
 )
 
 _OPENAI_TYPES = {

@@ -52,7 +52,7 @@ router = APIRouter(route_class=StrictJsonRoute, prefix=BASE, tags=["Agent"], res
 
 _AGENT_ID = re.compile(r"(?:([^/:@]+)[/:])?([^/:@]+)[/:]([^/:@]+)(?:@([^/:@]+))?")
 _ROLES = ("user", "assistant", "tool")
-_STREAM_ANSWER = {"text/event-stream": {"schema": {"type": "string", "description": "chat.completion.chunk events"}}}
+_STREAM_ANSWER: dict[str, Any] = {"text/event-stream": {}}
 
 
 class AgentStreamOptions(BaseModel):

@@ -51,7 +51,7 @@ class Models(BaseModel):
     "/assistant/v1/chat/completions",
     response_model=CompletionAnswer,
     response_model_exclude_unset=True,
-    responses={**_RUN_ERRORS, 200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+    responses={**_RUN_ERRORS, 200: {"content": {"text/event-stream": {}}}},
 )
 async def create_assistant_completion(
     body: CompletionRequest, request: Request, caller: Annotated[Caller, Depends(caller(Scope.RUN))]

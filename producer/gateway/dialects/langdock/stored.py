@@ -77,6 +77,8 @@ class StoredAssistants:
     def find(self, caller: Caller, assistant_id: str) -> Stored:
         """Return the assistant of this id or address; Problem 404 if there is none, 403 if the key may not use it."""
         unknown = Problem(Kind.NOT_FOUND, f"there is no assistant '{assistant_id}'", code="assistant_not_found")
+        if not assistant_id.isprintable():  # PostgreSQL would refuse the question
+            raise unknown
         row = self._row(caller.workspace, assistant_id)
         address = row.address if row is not None else assistant_id
         if not caller.sees(address):

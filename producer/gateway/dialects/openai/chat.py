@@ -47,7 +47,7 @@ from schemas.tool import ToolSpec
 router = APIRouter(route_class=StrictJsonRoute, tags=["OpenAI"], responses=OPENAI_ERRORS)
 
 _ADDRESS = re.compile(r"(?P<address>[^/@]+/[^/@]+/[^/@]+)(?:@(?P<which>[^/@]+))?")
-_STREAM_ANSWER = {"text/event-stream": {"schema": {"type": "string", "description": "chat.completion.chunk events"}}}
+_STREAM_ANSWER: dict[str, Any] = {"text/event-stream": {}}
 
 
 class _Given(BaseModel):

@@ -25,7 +25,7 @@ router = APIRouter(route_class=StrictJsonRoute, tags=["Assistants"], responses=P
 _SLUG = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 _VERSION_MAX = 2**31 - 1
 Slug = Annotated[str, Path(pattern=_SLUG)]
-Version = Annotated[int, Field(ge=1, le=_VERSION_MAX)]
+Version = Annotated[int, Field(ge=1, le=_VERSION_MAX, strict=True)]
 Reads = Annotated[Caller, Depends(caller(Scope.READ))]
 Writes = Annotated[Caller, Depends(caller(Scope.ASSISTANTS))]
 
