@@ -59,7 +59,9 @@ def main(*, seconds: float, at_once: int, service_s: float, out: Path, as_json: 
         key = key_of(installed, WORKSPACE)
         found = asyncio.run(_loaded(gateway, redis, key, seconds=seconds, at_once=at_once))
         log = (installed.directory / "gateway.log").read_text("utf-8")
-    found["crashes_logged"] = log.count("request_crashed") + log.count("Traceback")
+    crashes = [line for line in log.splitlines() if "request_crashed" in line or "Traceback" in line]
+    found["crashes_logged"] = len(crashes)
+    found["crashes_first"] = crashes[:5]
     report.write(out, bench="gateway_load", goal=GOAL, machine=machine, service_s=service_s, cells=[found])
     if as_json:
         click.echo(out.read_text("utf-8"), nl=False)
@@ -68,7 +70,7 @@ def main(*, seconds: float, at_once: int, service_s: float, out: Path, as_json: 
         report.out.print(report.table(("figure", "value"), [(name, found[name]) for name in told]))
         report.out.print(f"goal: {GOAL}\n{out}", soft_wrap=True)
     if found["unexpected"] or found["crashes_logged"]:
-        raise BenchError("unexpected:\n" + "\n".join(found["unexpected_first"]))
+        raise BenchError("unexpected:\n" + "\n".join([*found["unexpected_first"], *crashes[:5]]))
 
 
 async def _loaded(gateway: GatewayProcess, redis: Redis, key: str, *, seconds: float, at_once: int) -> dict[str, Any]:
@@ -93,7 +95,7 @@ async def _loaded(gateway: GatewayProcess, redis: Redis, key: str, *, seconds: f
         await asyncio.gather(watch(), *(caller() for _ in range(at_once)))
         took_s = time.monotonic() - began_s
     settled_s = time.monotonic()
-    while (left := _left(redis)) and time.monotonic() < settled_s + _SETTLES_WITHIN_S:
+    while (left := _left(redis)) and time.monotonic() < settled_s + _SETTLES_WITHIN_S:  # noqa: ASYNC110 - Redis tells nobody that a key has gone
         await asyncio.sleep(0.2)
     quarter = len(samples) // 4
     found: dict[str, Any] = {

@@ -110,8 +110,8 @@ def main(*, streams: int, rounds: int, idle_s: float, beside: int, out: Path, as
         return
     columns = ("streams", "KB a stream", "MB before", "held", "after", "cpu", "beside max ms", "ended s", "left")
     rows = [
-        (r.streams, r.kb_per_stream, r.before_mb, r.held_mb, r.after_mb, r.cpu_gateway, r.beside_max_ms, r.waiting_ended_s,
-         r.jobs_left + r.channels_left)
+        (r.streams, r.kb_per_stream, r.before_mb, r.held_mb, r.after_mb, r.cpu_gateway, r.beside_max_ms,
+         r.waiting_ended_s, r.jobs_left + r.channels_left)
         for r in made
     ]  # fmt: skip
     report.out.print(report.table(columns, rows))

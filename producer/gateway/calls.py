@@ -181,6 +181,11 @@ def _told_when_gone(request: Request, trouble: asyncio.Future[Problem]) -> Itera
         task.cancel()
 
 
+def _heard(done: asyncio.Future[Any]) -> None:
+    if not done.cancelled():
+        done.exception()
+
+
 async def _unless(
     trouble: asyncio.Future[Problem], parts: AsyncIterator[StreamPart | JobResult]
 ) -> AsyncGenerator[StreamPart | JobResult]:
@@ -192,6 +197,8 @@ async def _unless(
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         finally:
             coming.cancel()  # where it is not done
+            # It may have failed in the same moment: then nobody else asks why.
+            coming.add_done_callback(_heard)
         if not coming.done():
             raise trouble.result()
         try:
