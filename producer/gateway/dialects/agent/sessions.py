@@ -6,6 +6,8 @@ import uuid
 
 from sqlmodel import Session
 
+from producer.gateway.access import Caller
+from producer.gateway.continued import thread_of_others
 from producer.gateway.parts import Parts
 from schemas import names
 from schemas.tables import Thread
@@ -18,14 +20,15 @@ def new_session_id(job_id: str) -> str:
     return str(uuid.uuid5(_NAMESPACE, job_id))
 
 
-async def has_session(parts: Parts, workspace: str, session_id: str) -> bool:
-    """Return whether the workspace has the session, or a job that is beginning it now.
+async def has_session(parts: Parts, caller: Caller, session_id: str) -> bool:
+    """Return whether the workspace has the session, or a job that is beginning it now, and the key sees it.
 
     The queue first: a job leaves it only after its thread is in SQL.
     """
-    if await parts.redis.exists(names.thread(workspace, session_id)):
-        return True
-    return await parts.in_thread(_is_stored, parts, workspace, session_id)
+    begins = await parts.redis.exists(names.thread(caller.workspace, session_id))
+    if not begins and not await parts.in_thread(_is_stored, parts, caller.workspace, session_id):
+        return False
+    return await parts.in_thread(thread_of_others, parts, caller, [session_id]) is None
 
 
 def _is_stored(parts: Parts, workspace: str, session_id: str) -> bool:

@@ -1,4 +1,7 @@
-"""OpenAI's list of models: what the caller's assistants name, the default, and the assistants' own addresses."""
+"""OpenAI's list of models: what the caller's assistants name, the default, and the assistants' own addresses.
+
+A key that may not run inline (access.py) can name addresses alone, and sees these.
+"""
 
 from __future__ import annotations
 
@@ -61,14 +64,14 @@ async def retrieve_model(model: str, request: Request, caller: Annotated[Caller,
 async def _models(parts: Parts, caller: Caller) -> list[Model]:
     """Return the models, and one entry for each environment of each assistant: production's is the bare address."""
     models: dict[str, Model] = {}
-    if parts.settings.model:
+    if parts.settings.model and caller.may_run_inline:
         models[parts.settings.model] = Model(id=parts.settings.model, created=0, owned_by="system")
     addresses = []
     for assistant in await shared_assistants(parts, caller):
         created = int(assistant.created_at.timestamp())
         named = assistant.config.model
         # A model that a hosting service knows is of no use without the assistant there.
-        if named is not None and assistant.config.provider == "openai":
+        if named is not None and assistant.config.provider == "openai" and caller.may_run_inline:
             models.setdefault(named, Model(id=named, created=created, owned_by="system"))
         environment = assistant.config.environment
         address = assistant.address if environment == PRODUCTION else f"{assistant.address}@{environment}"
