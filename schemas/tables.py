@@ -167,7 +167,10 @@ class Job(SQLModel, table=True):
 
 
 class Thread(SQLModel, table=True):
-    """A persistent conversation of one workspace."""
+    """A persistent conversation of one workspace.
+
+    `assistants` are those that the key which began it over HTTP, before its first job, may use; None all, or no key.
+    """
 
     __tablename__ = "threads"
     __table_args__ = (Index("threads_by_age", "workspace", "created_at", "id"),)
@@ -180,6 +183,7 @@ class Thread(SQLModel, table=True):
     # enqueued after that under its name begins it anew (worker/store/settling.py).
     thread_metadata: Any = Field(default=None, sa_column=Column("metadata", JSON(none_as_null=True)))
     create_log: Any = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
+    assistants: Any = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
     created_at: datetime = Field(sa_type=UtcDateTime)
     deleted_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
 
@@ -367,6 +371,7 @@ class StoredFile(SQLModel, table=True):
     """A file that came or goes over HTTP; its bytes are its chunks, in order.
 
     `text` is what could be read out of an attachment, None for images. A deleted one keeps no chunks.
+    `assistants` are those that the key which made it may use, None all of its workspace.
     """
 
     __tablename__ = "files"
@@ -378,6 +383,7 @@ class StoredFile(SQLModel, table=True):
     mime_type: str = Field(sa_type=StoredText)
     size_bytes: int = Field(sa_type=BigInteger)
     text: str | None = Field(default=None, sa_type=StoredText)
+    assistants: Any = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
     created_at: datetime = Field(sa_type=UtcDateTime, index=True)
     expires_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
     deleted_at: datetime | None = Field(default=None, sa_type=UtcDateTime)

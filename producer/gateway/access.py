@@ -1,4 +1,23 @@
-"""Who calls, and what they may do: the key first, before anything of a request's body is read."""
+"""Who calls, and what they may do: the key first, before anything of a request's body is read.
+
+A key sees its workspace alone; of others it knows nothing, not even that they are there. One that only some
+assistants are shared with (`Caller.assistants`) is narrower, on every route of every dialect:
+
+- It runs, shows and changes these assistants. Another of the workspace is refused: 404 where the vendor's API
+  says no more, else 403 `assistant_not_shared`.
+- It runs what names no stored assistant (a plain model, a job's `inline`, Langdock's temporary assistant, lines of a
+  batch) only if `WORKSPACE/inline/inline`, the address of all these, is shared with it: else 403.
+- It sees a job of a shared assistant, and a batch whose jobs are all of such.
+- It sees a thread that jobs of shared assistants stand in, and no other's; one without jobs if a key began it whose
+  assistants are all shared with it. It neither reads, changes, nor goes on with any other: 404.
+- It sees a file, an attachment and a batch of OpenAI's that a key made whose assistants are all shared with it: else
+  404. A stored assistant's own attachments go with the assistant.
+- An assistant that it makes is shared with it.
+
+Not narrower are, for the scope `webhooks`, deliveries and endpoints: they are the workspace's.
+Whatever its scopes, no key brings what runs code on a worker or reaches its secrets (tools.py), or an assistant that
+a service hosts for the operator (hosted.py). `sharing.py` has this as conditions over tables.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +35,7 @@ from producer.gateway.bodies import dialect_of, error_response
 from producer.gateway.keys import Scope
 from producer.gateway.parts import parts_of
 from producer.gateway.problem import Kind, Problem
-from schemas.assistant import workspace_of
+from schemas.assistant import INLINE_PATH, workspace_of
 
 # What answers without a key; nothing in there is of any workspace.
 PUBLIC_PATHS = frozenset({"/healthz", "/readyz", "/openapi.json", "/metrics"})
@@ -43,6 +62,31 @@ class Caller:
     def may_use(self, address: str) -> bool:
         """Return whether the assistant is shared with the key."""
         return self.sees(address) and (self.assistants is None or address in self.assistants)
+
+    @property
+    def may_run_inline(self) -> bool:
+        """Return whether the key runs what names no stored assistant."""
+        return self.may_use(self.workspace + INLINE_PATH)
+
+    @property
+    def made_with(self) -> list[str] | None:
+        """Return what is kept with a thing that the key makes, for `sharing.within`."""
+        return None if self.assistants is None else sorted(self.assistants)
+
+
+def refuse_unshared(address: str, caller: Caller) -> None:
+    """Raise Problem 403 if this assistant of the workspace is not shared with the key."""
+    if not caller.may_use(address):
+        raise Problem(
+            Kind.FORBIDDEN,
+            f"assistant {address} is not shared with the key; `assistq keys share` does it",
+            code="assistant_not_shared",
+        )
+
+
+def refuse_inline(caller: Caller) -> None:
+    """Raise Problem 403 if the key may not run what names no stored assistant."""
+    refuse_unshared(caller.workspace + INLINE_PATH, caller)
 
 
 def caller(scope: Scope) -> Callable[..., Awaitable[Caller]]:

@@ -1,7 +1,8 @@
 """The threads of workspaces, as their owners read and write them over HTTP.
 
 Deleting is soft: what was deleted is gone for everybody, the workers too, and pruning (schemas/retention.py) takes the
-rows away. Each method looks only at one workspace; what it does not find there raises Problem 404.
+rows away. Each method looks only at one workspace, and there at what a key sees (access.py); what it does not find
+raises Problem 404.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, and_, col, or_, select
 
 from producer.gateway.problem import Kind, Problem
+from producer.gateway.sharing import thread_seen
 from schemas.chat import Message
 from schemas.tables import Thread, ThreadMessage
 
@@ -46,17 +48,22 @@ def message_id(row: ThreadMessage) -> str:
 class Threads:
     """The threads of one database; its tables must exist. Its methods are for threads of the process, not the loop."""
 
-    def __init__(self, engine: Engine) -> None:
-        """Use this engine."""
+    def __init__(self, engine: Engine, assistants: frozenset[str] | None = None) -> None:
+        """Use this engine, for a key that these assistants are shared with, None for one of all its workspace."""
         self._engine = engine
+        self._assistants = assistants
 
     def page(self, workspace: str, *, limit: int, after: str | None) -> Page[Thread]:
         """Return threads of the workspace, youngest first, those behind the thread `after` if it is named."""
-        query = select(Thread).where(Thread.workspace == workspace, col(Thread.deleted_at).is_(None))
         with self._session() as session:
+            seen = select(Thread).where(
+                Thread.workspace == workspace, thread_seen(session, workspace, self._assistants)
+            )
+            query = seen.where(col(Thread.deleted_at).is_(None))
             if after is not None:
                 # One that was deleted since its page was read is a place all the same.
-                cursor = session.get(Thread, (workspace, after)) if _THREAD_ID.fullmatch(after) else None
+                known = _THREAD_ID.fullmatch(after) is not None
+                cursor = session.exec(seen.where(Thread.id == after)).one_or_none() if known else None
                 if cursor is None:
                     raise _no_cursor(after)
                 older = col(Thread.created_at) < cursor.created_at
@@ -74,6 +81,7 @@ class Threads:
             provider_refs={},
             thread_metadata=metadata,
             create_log=create_log,
+            assistants=None if self._assistants is None else sorted(self._assistants),
             created_at=datetime.now(UTC),
         )
         with self._session() as session:
@@ -84,7 +92,7 @@ class Threads:
     def thread(self, workspace: str, thread_id: str) -> Thread:
         """Return the thread."""
         with self._session() as session:
-            return _found(session, workspace, thread_id)
+            return self._found(session, workspace, thread_id)
 
     def has(self, workspace: str, thread_id: str) -> bool:
         """Return whether there is such a thread."""
@@ -92,17 +100,16 @@ class Threads:
             thread = session.get(Thread, (workspace, thread_id))
         return thread is not None and thread.deleted_at is None
 
-    def refuse_deleted(self, workspace: str, thread_id: str) -> None:
-        """Raise Problem 404 for a thread that was deleted; one that nobody knows begins with its first job."""
+    def is_deleted(self, workspace: str, thread_id: str) -> bool:
+        """Return whether the thread was deleted."""
         with self._session() as session:
             thread = session.get(Thread, (workspace, thread_id))
-        if thread is not None and thread.deleted_at is not None:
-            raise _no_thread(thread_id)
+        return thread is not None and thread.deleted_at is not None
 
     def set_metadata(self, workspace: str, thread_id: str, metadata: Any) -> Thread:
         """Replace the metadata of the thread."""
         with self._session() as session:
-            thread = _found(session, workspace, thread_id)
+            thread = self._found(session, workspace, thread_id)
             thread.thread_metadata = metadata
             session.commit()
         return thread
@@ -110,7 +117,7 @@ class Threads:
     def delete(self, workspace: str, thread_id: str) -> None:
         """Delete the thread with its messages; what a job that runs meanwhile would add is not kept."""
         with self._session() as session:
-            thread = _found(session, workspace, thread_id, lock=True)
+            thread = self._found(session, workspace, thread_id, lock=True)
             thread.deleted_at = datetime.now(UTC)
             # A job that is enqueued from now on begins it anew, and this conversation is not its own.
             thread.provider_refs = {}
@@ -125,7 +132,7 @@ class Threads:
         """Return messages of the thread in order, or in the opposite one, those behind the message `after`."""
         position = col(ThreadMessage.position)
         with self._session() as session:
-            _found(session, workspace, thread_id)
+            self._found(session, workspace, thread_id)
             query = _live(workspace, thread_id)
             if after is not None:
                 cursor = _row(session, workspace, thread_id, after)
@@ -146,7 +153,7 @@ class Threads:
     def message(self, workspace: str, thread_id: str, message_id: str) -> ThreadMessage:
         """Return the message."""
         with self._session() as session:
-            return _found_message(session, workspace, thread_id, message_id)
+            return self._found_message(session, workspace, thread_id, message_id)
 
     def append(self, workspace: str, thread_id: str, message: Message, *, metadata: Any) -> ThreadMessage:
         """Add the message behind all others; a turn that a job settles at the same time stands before or behind it.
@@ -164,7 +171,7 @@ class Threads:
     def set_message_metadata(self, workspace: str, thread_id: str, message_id: str, metadata: Any) -> ThreadMessage:
         """Replace the metadata of the message; what it says stays."""
         with self._session() as session:
-            row = _found_message(session, workspace, thread_id, message_id)
+            row = self._found_message(session, workspace, thread_id, message_id)
             row.message_metadata = metadata
             session.commit()
         return row
@@ -175,7 +182,7 @@ class Threads:
         Raises Problem 409 for such an answer itself: no provider takes a call without one.
         """
         with self._session() as session:
-            row = _found_message(session, workspace, thread_id, message_id)
+            row = self._found_message(session, workspace, thread_id, message_id)
             message = Message.model_validate(row.message)
             if message.role == "tool":
                 raise Problem(
@@ -195,7 +202,7 @@ class Threads:
             if self._engine.dialect.name == "sqlite":
                 # Its write lock before our look: it has none of rows.
                 session.connection().exec_driver_sql("BEGIN IMMEDIATE")
-            _found(session, workspace, thread_id, lock=True)
+            self._found(session, workspace, thread_id, lock=True)
             _refuse_what_parts_calls(session, workspace, thread_id, message)
             last = func.coalesce(func.max(ThreadMessage.position), -1)
             position = 1 + session.exec(select(last).where(*_of(workspace, thread_id))).one()
@@ -214,6 +221,30 @@ class Threads:
             session.commit()
         return row
 
+    def _found(self, session: Session, workspace: str, thread_id: str, *, lock: bool = False) -> Thread:
+        """Return the thread's row, where there are locks of rows with one that workers wait for (settling.py)."""
+        known = _THREAD_ID.fullmatch(thread_id) is not None
+        thread = session.get(Thread, (workspace, thread_id), with_for_update=lock or None) if known else None
+        if thread is None or thread.deleted_at is not None or not self._sees(session, thread):
+            raise no_thread(thread_id)
+        return thread
+
+    def _sees(self, session: Session, thread: Thread) -> bool:
+        if self._assistants is None:
+            return True
+        seen = thread_seen(session, thread.workspace, self._assistants)
+        query = select(Thread.id).where(Thread.workspace == thread.workspace, Thread.id == thread.id, seen)
+        return session.exec(query).first() is not None
+
+    def _found_message(self, session: Session, workspace: str, thread_id: str, message_id: str) -> ThreadMessage:
+        self._found(session, workspace, thread_id)
+        row = _row(session, workspace, thread_id, message_id)
+        if row is None or row.deleted_at is not None:
+            raise Problem(
+                Kind.NOT_FOUND, f"thread '{thread_id}' has no message '{message_id}'", code="message_not_found"
+            )
+        return row
+
     def _session(self) -> Session:
         return Session(self._engine, expire_on_commit=False)
 
@@ -224,23 +255,6 @@ def _of(workspace: str, thread_id: str) -> tuple[Any, Any]:
 
 def _live(workspace: str, thread_id: str) -> Any:
     return select(ThreadMessage).where(*_of(workspace, thread_id), col(ThreadMessage.deleted_at).is_(None))
-
-
-def _found(session: Session, workspace: str, thread_id: str, *, lock: bool = False) -> Thread:
-    """Return the thread's row, where there are locks of rows with one that workers wait for (settling.py)."""
-    known = _THREAD_ID.fullmatch(thread_id) is not None
-    thread = session.get(Thread, (workspace, thread_id), with_for_update=lock or None) if known else None
-    if thread is None or thread.deleted_at is not None:
-        raise _no_thread(thread_id)
-    return thread
-
-
-def _found_message(session: Session, workspace: str, thread_id: str, message_id: str) -> ThreadMessage:
-    _found(session, workspace, thread_id)
-    row = _row(session, workspace, thread_id, message_id)
-    if row is None or row.deleted_at is not None:
-        raise Problem(Kind.NOT_FOUND, f"thread '{thread_id}' has no message '{message_id}'", code="message_not_found")
-    return row
 
 
 def _row(session: Session, workspace: str, thread_id: str, message_id: str) -> ThreadMessage | None:
@@ -292,7 +306,8 @@ def _open_calls(session: Session, workspace: str, thread_id: str) -> set[str]:
     return {call.id for call in calls} - {answer.tool_call_id for answer in answers}
 
 
-def _no_thread(thread_id: str) -> Problem:
+def no_thread(thread_id: str) -> Problem:
+    """Return the problem of a thread that there is not, or not for this key."""
     return Problem(Kind.NOT_FOUND, f"there is no thread '{thread_id}'", code="thread_not_found")
 
 

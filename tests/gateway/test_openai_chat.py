@@ -252,3 +252,5 @@ def test_models_are_those_of_the_keys_assistants_and_these_themselves(
     assert refused(client.get("/v1/models/none")) == (404, "model_not_found", "model")
     with gateway.client(scene.workspace, assistants=[]) as restricted:
         assert restricted.get("/v1/models").json() == {"object": "list", "data": []}
+    with gateway.client(scene.workspace, assistants=[scene.address]) as shared:
+        assert shared.get("/v1/models").json()["data"] == body["data"][1:]

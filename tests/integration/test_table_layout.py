@@ -21,6 +21,8 @@ NEW_COLUMNS = {
     "batches": {"cost_nano", "spend_cap_nano", "retry_of", "expires_at"},
     "deliveries": {"replayed_at"},
     "webhook_endpoints": {"failing_since"},
+    "threads": {"assistants"},
+    "files": {"assistants"},
 }
 # What it had as INTEGER.
 WIDENED = {

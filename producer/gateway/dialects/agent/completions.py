@@ -176,7 +176,7 @@ async def _session_id(parts: Parts, caller: Caller, body: AgentCompletionRequest
             code="two_sessions",
             param="store_in_session",
         )
-    if not await has_session(parts, caller.workspace, session_id):
+    if not await has_session(parts, caller, session_id):
         raise Problem(
             Kind.NOT_FOUND,
             f"there is no session {session_id}; begin one with `create_session`",

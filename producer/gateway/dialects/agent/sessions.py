@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import uuid
 
+from producer.gateway.access import Caller
+from producer.gateway.continued import thread_of_others
 from producer.gateway.parts import Parts
 from producer.gateway.threads import Threads
 from schemas import names
@@ -16,11 +18,12 @@ def new_session_id(job_id: str) -> str:
     return str(uuid.uuid5(_NAMESPACE, job_id))
 
 
-async def has_session(parts: Parts, workspace: str, session_id: str) -> bool:
-    """Return whether the workspace has the session, or a job that is beginning it now.
+async def has_session(parts: Parts, caller: Caller, session_id: str) -> bool:
+    """Return whether the workspace has the session, or a job that is beginning it now, and the key sees it.
 
     The queue first: a job leaves it only after its thread is in SQL.
     """
-    if await parts.redis.exists(names.thread(workspace, session_id)):
-        return True
-    return await parts.in_thread(Threads(parts.engine).has, workspace, session_id)
+    begins = await parts.redis.exists(names.thread(caller.workspace, session_id))
+    if not begins and not await parts.in_thread(Threads(parts.engine).has, caller.workspace, session_id):
+        return False
+    return await parts.in_thread(thread_of_others, parts, caller, [session_id]) is None

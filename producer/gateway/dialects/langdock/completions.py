@@ -12,7 +12,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
-from producer.gateway.access import Caller, caller
+from producer.gateway.access import Caller, caller, refuse_inline
 from producer.gateway.dialects.langdock.answer import CompletionAnswer, answer_of, events_of
 from producer.gateway.dialects.langdock.attached import Attached
 from producer.gateway.dialects.langdock.errors import errors
@@ -79,6 +79,7 @@ async def list_assistant_models(request: Request, caller: Annotated[Caller, Depe
 def _job_of(body: CompletionRequest, caller: Caller, parts: Parts) -> InvokeJob:
     attached = Attached(parts.files, caller.workspace)
     if body.assistant is not None:
+        refuse_inline(caller)
         return job_of_temporary(body, body.assistant, attached, workspace=caller.workspace)
     found = StoredAssistants(parts.engine, parts.assistants).find(caller, body.assistantId or "")
     return job_of_stored(body, found.address, attached, attachment_ids=found.details.attachments)

@@ -20,6 +20,7 @@ from producer.gateway.access import Caller, caller
 from producer.gateway.bodies import DEPLOYMENT_NOT_FOUND, Dialect
 from producer.gateway.chat.completion import ChatCompletion, chat_chunks, chat_completion, completion_id_of
 from producer.gateway.chat.request import callers_tools
+from producer.gateway.continued import thread_of_others
 from producer.gateway.dialects.langtail.config import (
     Deployments,
     PlaygroundState,
@@ -30,10 +31,10 @@ from producer.gateway.dialects.langtail.request import InvokeRequest, job_of
 from producer.gateway.http import sse
 from producer.gateway.http.strict_json import StrictJsonRoute
 from producer.gateway.keys import Scope
-from producer.gateway.parts import parts_of
+from producer.gateway.parts import Parts, parts_of
 from producer.gateway.problem import Kind, Problem
 from producer.gateway.stored_assistant import read_version, version_in
-from producer.gateway.threads import Threads
+from producer.gateway.threads import Threads, no_thread
 from schemas.assistant import AssistantConfig
 from schemas.outcome import Code
 
@@ -186,7 +187,7 @@ async def _invoke(
         do_not_record=(do_not_record or "").lower() == "true",
     )
     if body is not None and body.threadId:
-        await parts.in_thread(Threads(parts.engine).refuse_deleted, caller.workspace, body.threadId)
+        await parts.in_thread(_refuse_thread, parts, caller, body.threadId)
     tools = config.tools if job.tools is None else job.tools
     headers = {} if job.thread_id is None else {THREAD_HEADER: job.thread_id}
     completion_id = completion_id_of(str(job.id))
@@ -225,6 +226,16 @@ async def _deployed(request: Request, caller: Caller, address: str, environment:
     if found is None:
         raise _not_found()
     return found.config
+
+
+def _refuse_thread(parts: Parts, caller: Caller, thread_id: str) -> None:
+    """Raise Problem 404 for a thread that was deleted or is not seen; one that nobody knows begins with its first job.
+
+    Blocks.
+    """
+    gone = Threads(parts.engine).is_deleted(caller.workspace, thread_id)
+    if gone or thread_of_others(parts, caller, [thread_id]) is not None:
+        raise no_thread(thread_id)
 
 
 def _project_of(caller: Caller) -> str:

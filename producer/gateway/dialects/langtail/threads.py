@@ -120,8 +120,8 @@ class NewMessage(ChatMessage):
 async def list_threads(
     request: Request, caller: _Reads, limit: _Limit = MOST_AT_ONCE, after: _After = None
 ) -> ThreadList:
-    """List the workspace's threads, youngest first."""
-    page = await _in_thread(request, Threads.page, caller.workspace, limit=limit, after=after)
+    """List the threads that the key sees, youngest first."""
+    page = await _in_thread(request, caller, Threads.page, limit=limit, after=after)
     data = [_thread(row) for row in page.rows]
     first_id, last_id = _ends(data)
     return ThreadList(data=data, has_more=page.has_more, first_id=first_id, last_id=last_id)
@@ -134,29 +134,27 @@ async def create_thread(
     """Begin a thread; one begins by itself too, with the first job that names it."""
     new = body or NewThread()
     return _thread(
-        await _in_thread(
-            request, Threads.create, caller.workspace, metadata=_kept(new.metadata), create_log=new.createLog
-        )
+        await _in_thread(request, caller, Threads.create, metadata=_kept(new.metadata), create_log=new.createLog)
     )
 
 
 @router.get(PATH + "/{thread_id}", response_model=ThreadShown, responses=errors(404))
 async def read_thread(thread_id: str, request: Request, caller: _Reads) -> ThreadShown:
     """Read a thread."""
-    return _thread(await _in_thread(request, Threads.thread, caller.workspace, thread_id))
+    return _thread(await _in_thread(request, caller, Threads.thread, thread_id))
 
 
 @router.post(PATH + "/{thread_id}", response_model=ThreadShown, responses=errors(404))
 async def update_thread(thread_id: str, body: NewMetadata, request: Request, caller: _Runs) -> ThreadShown:
     """Replace a thread's metadata."""
-    row = await _in_thread(request, Threads.set_metadata, caller.workspace, thread_id, _kept(body.metadata))
+    row = await _in_thread(request, caller, Threads.set_metadata, thread_id, _kept(body.metadata))
     return _thread(row)
 
 
 @router.delete(PATH + "/{thread_id}", response_model=Deleted, responses=errors(404))
 async def delete_thread(thread_id: str, request: Request, caller: _Runs) -> Deleted:
     """Delete a thread with its messages."""
-    await _in_thread(request, Threads.delete, caller.workspace, thread_id)
+    await _in_thread(request, caller, Threads.delete, thread_id)
     return Deleted(id=thread_id, object="thread")
 
 
@@ -172,8 +170,8 @@ async def list_messages(
     """List a thread's messages."""
     page = await _in_thread(
         request,
+        caller,
         Threads.messages,
-        caller.workspace,
         thread_id,
         limit=limit,
         after=after,
@@ -191,14 +189,14 @@ async def create_message(thread_id: str, body: NewMessage, request: Request, cal
         message = Message.model_validate(messages_of([body], where="messages")[0])
     except ValidationError as error:
         raise refusal(error) from error
-    row = await _in_thread(request, Threads.append, caller.workspace, thread_id, message, metadata=_kept(body.metadata))
+    row = await _in_thread(request, caller, Threads.append, thread_id, message, metadata=_kept(body.metadata))
     return _message(row)
 
 
 @router.get(PATH + "/{thread_id}/messages/{message_id}", response_model=MessageShown, responses=errors(404))
 async def read_message(thread_id: str, message_id: str, request: Request, caller: _Reads) -> MessageShown:
     """Read a message."""
-    return _message(await _in_thread(request, Threads.message, caller.workspace, thread_id, message_id))
+    return _message(await _in_thread(request, caller, Threads.message, thread_id, message_id))
 
 
 @router.post(PATH + "/{thread_id}/messages/{message_id}", response_model=MessageShown, responses=errors(404))
@@ -206,22 +204,20 @@ async def update_message(
     thread_id: str, message_id: str, body: NewMetadata, request: Request, caller: _Runs
 ) -> MessageShown:
     """Replace a message's metadata; what it says stays."""
-    row = await _in_thread(
-        request, Threads.set_message_metadata, caller.workspace, thread_id, message_id, _kept(body.metadata)
-    )
+    row = await _in_thread(request, caller, Threads.set_message_metadata, thread_id, message_id, _kept(body.metadata))
     return _message(row)
 
 
 @router.delete(PATH + "/{thread_id}/messages/{message_id}", response_model=Deleted, responses=errors(404, 409))
 async def delete_message(thread_id: str, message_id: str, request: Request, caller: _Runs) -> Deleted:
     """Delete a message; one that calls tools goes with their answers."""
-    await _in_thread(request, Threads.delete_message, caller.workspace, thread_id, message_id)
+    await _in_thread(request, caller, Threads.delete_message, thread_id, message_id)
     return Deleted(id=message_id, object="message")
 
 
-async def _in_thread(request: Request, method: Any, *args: Any, **kwargs: Any) -> Any:
+async def _in_thread(request: Request, caller: Caller, method: Any, *args: Any, **kwargs: Any) -> Any:
     parts = parts_of(request)
-    return await parts.in_thread(method, Threads(parts.engine), *args, **kwargs)
+    return await parts.in_thread(method, Threads(parts.engine, caller.assistants), caller.workspace, *args, **kwargs)
 
 
 def _thread(row: Thread) -> ThreadShown:

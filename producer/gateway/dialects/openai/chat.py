@@ -20,7 +20,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from producer.gateway.access import Caller, caller
+from producer.gateway.access import Caller, caller, refuse_inline
 from producer.gateway.chat.answer import Begun, ChatCall, answered, begun
 from producer.gateway.chat.completion import ChatCompletion
 from producer.gateway.chat.request import (
@@ -149,7 +149,9 @@ async def create_chat_completion(
     parts = parts_of(request)
     assistant = None
     named = address_in(body.model)
-    if named is not None:
+    if named is None:
+        refuse_inline(caller)
+    else:
         assistant = await stored_assistant(parts, caller, *named)
         if assistant is None:
             raise unknown_model(body.model)

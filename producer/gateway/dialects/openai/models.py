@@ -1,4 +1,7 @@
-"""OpenAI's list of models: what the caller's assistants name, the default, and the assistants' own addresses."""
+"""OpenAI's list of models: what the caller's assistants name, the default, and the assistants' own addresses.
+
+A key that may not run inline (access.py) can name addresses alone, and sees these.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +65,8 @@ async def retrieve_model(model: str, request: Request, caller: Annotated[Caller,
 async def _models(parts: Parts, caller: Caller) -> list[Model]:
     """Return the models, and one entry for each environment of each assistant: production's is the bare address."""
     assistants = await shared_assistants(parts, caller)
-    models = models_of(assistants, default=parts.settings.model)
+    # Who may not run inline has no use for a model without an assistant.
+    models = models_of(assistants, default=parts.settings.model) if caller.may_run_inline else {}
     return [
         *(Model(id=name, created=int(since.timestamp()), owned_by="system") for name, since in models.items()),
         *(_of_assistant(each, caller) for each in assistants),

@@ -9,11 +9,12 @@ from fastapi import APIRouter, Depends, Path, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from producer.assistants import Applied
-from producer.gateway.access import Caller, caller
+from producer.gateway.access import Caller, caller, refuse_unshared
 from producer.gateway.dialects.own.assistant_records import AssistantRecords, ListedAssistant
-from producer.gateway.dialects.own.job_requests import AssistantDefinition, refuse_unshared, unknown_assistant
+from producer.gateway.dialects.own.job_requests import AssistantDefinition, unknown_assistant
 from producer.gateway.dialects.own.pages import Cursor, Limit, Page, Place, page_of, place_of
 from producer.gateway.dialects.own.problem_details import PROBLEMS
+from producer.gateway.hosted import refuse_hosted
 from producer.gateway.http.strict_json import StrictJsonRoute
 from producer.gateway.keys import Scope
 from producer.gateway.parts import parts_of
@@ -110,10 +111,11 @@ async def apply_assistant(
     """Store a configuration as a version, unless an equal one exists, and point its `environment` there.
 
     Applying the same again changes nothing. Of tools it takes `function`, and `http` without a secret: what runs
-    code on a worker, or reaches its secrets, comes from a file.
+    code on a worker, or reaches its secrets, comes from a file; so does what names another service's assistant.
     """
     parts = parts_of(request)
     config = body.to_config(_address(project, assistant, caller))
+    await parts.in_thread(refuse_hosted, parts.engine, config)
     applied: Applied = await parts.in_thread(parts.assistants.apply, config)
     return AppliedView(
         assistant=applied.address,

@@ -61,6 +61,13 @@ class BatchRecords:
             found |= {row.id: status_of(row) for row in session.exec(query)}
         return sorted(found.values(), key=lambda status: (status.created_ms, status.batch_id), reverse=True)[:limit]
 
+    def threads(self, status: BatchStatus) -> list[str]:
+        """Return the threads that jobs of the batch stood in, or those of the batch that it runs anew."""
+        whole = Job.batch_id == (status.retry_of or status.batch_id)
+        with Session(self._engine) as session:
+            found = session.exec(select(Job.thread_id).where(whole, col(Job.thread_id).is_not(None)).distinct())
+            return [each for each in found if each]
+
     def _open_of(self, caller: Caller, place: Place | None) -> Iterator[BatchStatus]:
         top: Any = "+inf" if place is None else ms_of(place.at)
         start = 0

@@ -11,10 +11,11 @@ from producer.assistants import Assistants
 from producer.bulk import rows
 from producer.bulk.row_jobs import BadRow
 from producer.entries import RejectedRow
-from producer.gateway.access import Caller
+from producer.gateway.access import Caller, refuse_unshared
 from producer.gateway.dialects.own.batch_records import BatchRecords
 from producer.gateway.dialects.own.batch_requests import JobBatchRequest, UploadTerms
-from producer.gateway.dialects.own.job_requests import FAULTS_TOLD, address_of, refuse_unshared
+from producer.gateway.dialects.own.continued_threads import refuse_threads_of_others
+from producer.gateway.dialects.own.job_requests import FAULTS_TOLD, address_of
 from producer.gateway.dialects.own.uploads import Upload
 from producer.gateway.idempotency import Identified
 from producer.gateway.parts import Parts
@@ -46,6 +47,7 @@ class BatchSubmission:
             job.to_job(self._caller, default=body.assistant, where=("jobs", number))
             for number, job in enumerate(body.jobs)
         ]
+        self._refuse_threads_of_others(jobs)
         return self._enqueued(jobs, known, label=body.label, **body.terms())
 
     def rows(self, upload: Upload, asked: UploadTerms, known: Identified | None) -> BatchStatus:
@@ -65,7 +67,10 @@ class BatchSubmission:
                 bad=checked.bad_total,
                 of=checked.rows,
             )
-        jobs = _jobs(upload, config, version, all_good=not checked.bad_total)
+        all_good = not checked.bad_total
+        if self._caller.assistants is not None:
+            self._refuse_threads_of_others(_jobs(upload, config, version, all_good=all_good))
+        jobs = _jobs(upload, config, version, all_good=all_good)
         label = upload.name if asked.label is None else asked.label
         return self._enqueued(jobs, known, label=label, **asked.terms())
 
@@ -83,6 +88,10 @@ class BatchSubmission:
             return Assistants(self._parts.engine).config(address, environment=asked.environment, version=asked.version)
         except InputError as exc:
             raise Problem(Kind.NOT_FOUND, exc.what, code="assistant_unknown", param="assistant") from exc
+
+    def _refuse_threads_of_others(self, jobs: Iterable[Row]) -> None:
+        ids = (each.thread_id for each in jobs if not isinstance(each, RejectedRow))
+        refuse_threads_of_others(self._parts, self._caller, ids)
 
     def _made_before(self, known: Identified | None) -> BatchStatus | None:
         """Return the batch of an earlier request with this key; None if there is none, or it was interrupted."""

@@ -15,6 +15,7 @@ from producer.gateway.dialects.own.batch_requests import BatchTerms, JobBatchReq
 from producer.gateway.dialects.own.batch_results import Format, results_download
 from producer.gateway.dialects.own.batch_submission import BatchSubmission
 from producer.gateway.dialects.own.batch_view import BatchView, view_of_batch
+from producer.gateway.dialects.own.continued_threads import refuse_threads_of_others
 from producer.gateway.dialects.own.job_requests import invalid
 from producer.gateway.dialects.own.jobs import ID_PATTERN
 from producer.gateway.dialects.own.pages import Cursor, Limit, Page, Place, page_of, place_of
@@ -181,7 +182,7 @@ async def retry_job_batch(
     status = await parts.in_thread(records.find, batch_id, caller)
     made_id = await made_before(parts, known)
     if made_id is None:
-        made_id = await parts.submitted(_retried, request, status, terms)
+        made_id = await parts.submitted(_retried, request, status, terms, caller)
         await remember(parts, known, made_id)
     return _accepted(await parts.in_thread(records.find, made_id, caller), response)
 
@@ -213,10 +214,12 @@ def _with_fields(terms: UploadTerms, fields: dict[str, str]) -> UploadTerms:
         raise invalid(exc) from exc
 
 
-def _retried(request: Request, status: BatchStatus, terms: BatchTerms) -> str:
+def _retried(request: Request, status: BatchStatus, terms: BatchTerms, caller: Caller) -> str:
     parts = parts_of(request)
     if not status.ended:
         raise _not_retried(f"batch '{status.batch_id}' has not ended; cancel it first, or wait")
+    if caller.assistants is not None:
+        refuse_threads_of_others(parts, caller, BatchRecords(parts).threads(status))
     try:
         retried = retry(parts.producer, parts.records, status.batch_id, **terms.terms())
     except InputError as exc:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
-from producer.gateway.access import Caller
+from producer.gateway.access import Caller, refuse_unshared
 from producer.gateway.faults import faults_in, problem_of
 from producer.gateway.problem import Kind, Problem
 from producer.gateway.tools import checked_tools
@@ -97,16 +97,6 @@ def address_of(name: str, caller: Caller) -> str:
     if not caller.sees(address):
         raise unknown_assistant(name)
     return address
-
-
-def refuse_unshared(address: str, caller: Caller) -> None:
-    """Raise Problem 403 if this assistant of the workspace is not shared with the key."""
-    if not caller.may_use(address):
-        raise Problem(
-            Kind.FORBIDDEN,
-            f"assistant {address} is not shared with the key; `assistq keys share` does it",
-            code="assistant_not_shared",
-        )
 
 
 def unknown_assistant(name: str, what: str | None = None) -> Problem:

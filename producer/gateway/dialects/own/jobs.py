@@ -8,10 +8,11 @@ from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import ValidationError
 
-from producer.gateway.access import Caller, caller
+from producer.gateway.access import Caller, caller, refuse_unshared
+from producer.gateway.dialects.own.continued_threads import refuse_threads_of_others
 from producer.gateway.dialects.own.job_events import checked_event_id, job_events
 from producer.gateway.dialects.own.job_records import JobRecords
-from producer.gateway.dialects.own.job_requests import AssistantName, JobRequest, address_of, refuse_unshared
+from producer.gateway.dialects.own.job_requests import AssistantName, JobRequest, address_of
 from producer.gateway.dialects.own.job_view import JobView, find_job, view_of_row
 from producer.gateway.dialects.own.pages import Cursor, Limit, Page, Place, page_of, place_of
 from producer.gateway.dialects.own.problem_details import PROBLEMS
@@ -52,6 +53,7 @@ async def create_job(
     """Enqueue a job; the answer comes once it is on the queue's disk, or with the job's end if that is waited for."""
     parts = parts_of(request)
     job = body.to_job(caller)
+    await _refuse_threads_of_others(parts, job, caller)
     known = await identified(parts, key, workspace=caller.workspace, operation="jobs", body=body)
     return await _enqueued(parts, job, known, caller, response, wait_s=wait_asked(prefer, wait_s))
 
@@ -111,6 +113,7 @@ async def retry_job(
     parts = parts_of(request)
     job = await _to_retry(parts, job_id, caller)
     refuse_unshared(job.address, caller)
+    await _refuse_threads_of_others(parts, job, caller)
     known = await identified(parts, key, workspace=caller.workspace, operation="jobs/retry", body=job_id)
     return await _enqueued(parts, job, known, caller, response, wait_s=wait_asked(prefer, wait_s))
 
@@ -162,6 +165,10 @@ async def _to_retry(parts: Parts, job_id: str, caller: Caller) -> InvokeJob:
     except ValidationError as exc:
         what = f"job '{job_id}' keeps no request to run anew: it was rejected, or is not recorded"
         raise _not_retried(what) from exc
+
+
+async def _refuse_threads_of_others(parts: Parts, job: InvokeJob, caller: Caller) -> None:
+    await parts.in_thread(refuse_threads_of_others, parts, caller, [job.thread_id])
 
 
 def _not_retried(what: str) -> Problem:

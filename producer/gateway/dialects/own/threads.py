@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends, Path, Request, Response
 from pydantic import BaseModel, Field
 
 from producer.gateway.access import Caller, caller
+from producer.gateway.dialects.own.continued_threads import unknown_thread
 from producer.gateway.dialects.own.jobs import ID_PATTERN
 from producer.gateway.dialects.own.pages import Cursor, Limit, Page, Place, page_of, place_of
 from producer.gateway.dialects.own.problem_details import PROBLEMS
@@ -16,7 +17,6 @@ from producer.gateway.dialects.own.thread_records import ThreadRecords
 from producer.gateway.http.strict_json import StrictJsonRoute
 from producer.gateway.keys import Scope
 from producer.gateway.parts import Parts, parts_of
-from producer.gateway.problem import Kind, Problem
 from producer.gateway.threads import Threads
 from schemas.tables import Thread, ThreadMessage
 
@@ -90,7 +90,7 @@ async def delete_thread(thread_id: ThreadId, request: Request, caller: Runs) -> 
 async def _found(parts: Parts, thread_id: str, caller: Caller) -> Thread:
     thread = await parts.in_thread(ThreadRecords(parts.engine).thread, thread_id, caller)
     if thread is None:
-        raise Problem(Kind.NOT_FOUND, f"thread '{thread_id}' is not known", code="thread_unknown")
+        raise unknown_thread(thread_id)
     return thread
 
 

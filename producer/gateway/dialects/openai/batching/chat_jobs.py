@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Engine
 
-from producer.gateway.access import Caller
+from producer.gateway.access import Caller, refuse_inline
 from producer.gateway.dialects.openai.chat import (
     ChatCompletionRequest,
     address_in,
@@ -42,6 +42,7 @@ class ChatJobs:
     def _read(self, model: str) -> StoredAssistant | None:
         named = address_in(model)
         if named is None:
+            refuse_inline(self._caller)
             return None
         assistant = read_stored_assistant(self._engine, self._caller, *named)
         if assistant is None:
