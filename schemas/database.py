@@ -16,6 +16,8 @@ import schemas.tables  # noqa: F401 - what ensure_tables creates
 from schemas.table_layout import add_what_is_missing
 
 SQLITE_BUSY_TIMEOUT_S = 30
+# As long as a worker's lease: who is silent for longer has lost its jobs.
+IDLE_IN_TRANSACTION_S = 6.0
 # Any constant does; it names assistq's own lock among a PostgreSQL server's advisory locks.
 _CREATE_TABLES_LOCK = 7_415_206_551
 # The same for what its locks of endpoints are hashed with.
@@ -30,10 +32,11 @@ def engine_for(url: str, *, pool_size: int = 10) -> Engine:
     """Return an engine; it connects when it is first used.
 
     Its errors do not quote what was to be written: prompts and secrets stay out of logs.
-    SQLite runs in WAL mode and waits SQLITE_BUSY_TIMEOUT_S for another writer.
+    SQLite runs in WAL mode and waits SQLITE_BUSY_TIMEOUT_S for another writer. A PostgreSQL ends a session
+    of ours that stands still in a transaction for IDLE_IN_TRANSACTION_S.
     """
     if make_url(url).get_backend_name() != "sqlite":
-        return create_engine(
+        engine = create_engine(
             url,
             pool_size=pool_size,
             max_overflow=pool_size,
@@ -41,6 +44,9 @@ def engine_for(url: str, *, pool_size: int = 10) -> Engine:
             hide_parameters=True,
             connect_args={name: value for name, value in _SERVER_GONE.items() if name not in make_url(url).query},
         )
+        if engine.dialect.name == "postgresql":
+            event.listen(engine, "connect", _end_idle_transactions)
+        return engine
     database = make_url(url).database
     if database and database != ":memory:":
         Path(database).parent.mkdir(parents=True, exist_ok=True)
@@ -78,6 +84,17 @@ def endpoint_locked(engine: Engine, workspace: str, url: str) -> Iterator[Connec
         else:
             connection.execute(text("BEGIN IMMEDIATE"))
         yield connection
+
+
+def _end_idle_transactions(connection: Any, _record: Any) -> None:
+    """Have the server end a session of ours that stands still in a transaction.
+
+    A process that was stopped there holds its rows, and who needs them would wait for it: the worker that took its
+    jobs over, or, for a thread of the gateway's, the settling of all.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute(f"SET idle_in_transaction_session_timeout = {int(IDLE_IN_TRANSACTION_S * 1000)}")
+    connection.commit()
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

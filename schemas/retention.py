@@ -154,7 +154,8 @@ class Retention:
         of_them = col(Job.batch_id).in_(batch_ids)
         if self._dry_run:
             with self._engine.connect() as connection:
-                yield connection.execute(select(func.count()).select_from(Job).where(of_them)).scalar_one()
+                rows: int = connection.execute(select(func.count()).select_from(Job).where(of_them)).scalar_one()
+            yield rows
             return
         while ids := self._ids(select(Job.id).where(of_them).limit(STEP_ROWS)):
             yield self._delete(delete(Job).where(col(Job.id).in_(ids)), len(ids))

@@ -17,6 +17,10 @@ class StoreAway(Exception):  # noqa: N818 - the name says what happened
     """The database cannot be reached, or refuses to write, for now."""
 
 
+class RowHeld(StoreAway):
+    """Somebody holds a row that this one needs, such as a thread's, for too long; it says nothing of other rows."""
+
+
 @dataclass(frozen=True, slots=True)
 class StoredAssistant:
     """A version of an assistant; an inline one has no number."""

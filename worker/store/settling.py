@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import func, insert, tuple_, update
+from sqlalchemy import func, insert, text, tuple_, update
 from sqlmodel import Session, SQLModel, col, select
 
 from schemas.deliveries import new_delivery, with_free_ids
@@ -16,6 +16,8 @@ from worker.store.base import Settlement
 from worker.webhooks.events import job_data, job_event_id, job_event_type
 
 _ThreadKey = tuple[str, str]
+# Who stands still while it holds a thread must not hold up those that are settled with ours.
+_LOCKED_WITHIN_MS = 1500
 
 
 def settle_all(session: Session, settlements: Sequence[Settlement]) -> list[JobResult]:
@@ -80,6 +82,8 @@ def _append_turns(session: Session, settlements: Iterable[Settlement]) -> None:
     in_keys = tuple_(col(Thread.workspace), col(Thread.id)).in_(keys)
     # Locked, in one order for all: their owner may write into them meanwhile, and delete them (SQLite has no locks
     # of rows; what is lost there is tried again).
+    if session.connection().dialect.name == "postgresql":
+        session.connection().execute(text(f"SET LOCAL lock_timeout = {_LOCKED_WITHIN_MS}"))
     found = select(Thread).where(in_keys).order_by(col(Thread.workspace), col(Thread.id)).with_for_update()
     threads = {(thread.workspace, thread.id): thread for thread in session.exec(found)}
     turns = [(key, each) for key, each in turns if key not in threads or _takes(session, threads[key], each)]

@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import groupby
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from sqlalchemy import Engine, event, tuple_
+from sqlalchemy import Engine, tuple_
 from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlmodel import Session, col, select
@@ -33,7 +33,7 @@ from schemas.tables import (
 )
 from schemas.webhook import Form
 from worker.gather import Gathered
-from worker.store.base import JobContext, Settlement, StoreAway, StoredAssistant
+from worker.store.base import JobContext, RowHeld, Settlement, StoreAway, StoredAssistant
 from worker.store.settling import settle_all
 
 # InternalError is what a PostgreSQL says that only reads, as after a failover to a standby.
@@ -43,9 +43,8 @@ _SQLITE_GROUPS = 1
 _SERVER_GROUPS = 3
 _READS_TOGETHER = 128
 _WRITES_TOGETHER = 128
-# As long as a lease: who is silent for longer has lost its jobs.
-_IDLE_IN_TRANSACTION_S = 6
-
+# What PostgreSQL says when lock_timeout is over (settling.py).
+_LOCK_NOT_AVAILABLE = "55P03"
 # An owner may write into a thread again and again while we settle a turn of it.
 _LOOKS = 5
 
@@ -67,10 +66,6 @@ class SqlStore:
     def __init__(self, engine: Engine) -> None:
         """Use this engine; its tables must exist (schemas.database.ensure_tables)."""
         self._engine = engine
-        if engine.dialect.name == "postgresql":
-            event.listen(engine, "connect", _end_idle_transactions)
-            # Idle connections of before have not heard of it.
-            engine.dispose()
         groups = _SQLITE_GROUPS if engine.dialect.name == "sqlite" else _SERVER_GROUPS
         # One of each kind, and the ends of batches.
         self._threads = ThreadPoolExecutor(2 * groups + 1, thread_name_prefix="store")
@@ -119,8 +114,8 @@ class SqlStore:
         for item in items:
             answer: Done | Exception = self._alone(work, item)
             answers.append(answer)
-            # One that finds it away may be refused for what it brings; two do not.
-            away = [isinstance(answer, StoreAway) for answer in answers[-2:]]
+            # One that finds it away may be refused for what it brings; two do not. A held row is its own job's alone.
+            away = [isinstance(answer, StoreAway) and not isinstance(answer, RowHeld) for answer in answers[-2:]]
             if away == [True, True]:
                 return answers + answers[-1:] * (len(items) - len(answers))
         return answers
@@ -143,7 +138,9 @@ class SqlStore:
                 session.commit()
                 return done
         except _AWAY as exc:
-            raise StoreAway(f"{type(exc).__name__}: {exc.orig if isinstance(exc, DBAPIError) else exc}") from exc
+            cause = exc.orig if isinstance(exc, DBAPIError) else exc
+            held = getattr(cause, "sqlstate", None) == _LOCK_NOT_AVAILABLE
+            raise (RowHeld if held else StoreAway)(f"{type(exc).__name__}: {cause}") from exc
 
     def _contexts(self, session: Session, records: Sequence[JobRecord]) -> list[JobContext]:
         # A job's first run may have ended before too: its id may be older than what Redis remembers.
@@ -182,16 +179,6 @@ class SqlStore:
             known = StoredAssistant(config=AssistantConfig.model_validate(row.config), version=version)
             self._versions[job.address, version] = known
         return known
-
-
-def _end_idle_transactions(connection: Any, _record: Any) -> None:
-    """Have the server end a session of ours that stands still in a transaction.
-
-    A worker that was stopped there holds the rows of its jobs, and who took these over would wait for it.
-    """
-    with connection.cursor() as cursor:
-        cursor.execute(f"SET idle_in_transaction_session_timeout = '{_IDLE_IN_TRANSACTION_S}s'")
-    connection.commit()
 
 
 def _pointers(session: Session, jobs: Iterable[InvokeJob]) -> dict[_Pointer, int]:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from schemas.batch import BatchStatus
 from schemas.job import JobRecord
 from schemas.result import JobResult
-from worker.store.base import JobContext, Settlement, Store, StoreAway
+from worker.store.base import JobContext, RowHeld, Settlement, Store, StoreAway
 
 # In a row, with no success in between: a database may refuse one job's row as if it were away.
 AWAY_AFTER = 3
@@ -46,6 +46,9 @@ class WatchedStore:
     def _watching(self) -> Iterator[None]:
         try:
             yield
+        except RowHeld:
+            # The database answered.
+            raise
         except StoreAway:
             self._failed += 1
             raise
