@@ -79,9 +79,9 @@ class Message(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     role: Role
-    content: str | tuple[Part, ...] | None = None
+    content: str | Annotated[tuple[Part, ...], Field(fail_fast=True)] | None = None
     name: str | None = None
-    tool_calls: tuple[ToolCall, ...] = ()
+    tool_calls: tuple[ToolCall, ...] = Field(default=(), fail_fast=True)
     tool_call_id: str | None = None
 
     @model_validator(mode="after")

@@ -67,8 +67,8 @@ class InvokeJob(Parameters):
     custom_id: str | None = Field(default=None, max_length=512)
     thread_id: Identifier | None = None
     variables: dict[str, Any] = Field(default_factory=dict)
-    messages: tuple[Message, ...] = ()
-    template: tuple[JobTemplateMessage, ...] | None = None
+    messages: tuple[Message, ...] = Field(default=(), fail_fast=True)
+    template: Annotated[tuple[JobTemplateMessage, ...], Field(fail_fast=True)] | None = None
     output: OutputSpec | None = None
     max_steps: int | None = Field(default=None, ge=1, le=20)
     metadata: dict[str, MetadataValue] = Field(default_factory=dict)

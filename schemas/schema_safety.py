@@ -86,9 +86,14 @@ class _Applied:
         self._name = name
         self._counts: dict[int, int] = {}
         self._open: set[int] = set()
+        self._anchors = _anchors(root)
 
     def check(self) -> None:
-        self._walk(self._root)
+        try:
+            self._walk(self._root)
+        except RecursionError as exc:
+            # Before the validator meets it, whose stack has no such guard.
+            raise ValueError(f"`{self._name}` has a chain of references that is too long") from exc
 
     def _walk(self, node: Any) -> None:
         self._count(node)
@@ -125,7 +130,7 @@ class _Applied:
     def _target(self, reference: str) -> Any:
         if not reference.startswith("#/") and reference != "#":
             # An anchor: found by the validator; a loop through one is refused there or bounded by depth.
-            return self._anchor(self._root, reference.removeprefix("#"))
+            return self._anchors.get(reference.removeprefix("#"))
         node: Any = self._root
         for part in reference.split("/")[1:]:
             name = unquote(part).replace("~1", "/").replace("~0", "~")
@@ -137,11 +142,16 @@ class _Applied:
                 raise ValueError(f"`{self._name}` refers to {reference!r}, which is not in it")
         return node
 
-    def _anchor(self, node: Any, anchor: str) -> Any:
-        if isinstance(node, dict) and anchor in (node.get("$anchor"), node.get("$dynamicAnchor")):
-            return node
-        for child in _children(node):
-            found = self._anchor(child, anchor)
-            if found is not None:
-                return found
-        return None
+
+def _anchors(root: Any) -> dict[str, Any]:
+    """Return what each anchor names, found in one walk: a schema may refer to one of them ten thousand times."""
+    found: dict[str, Any] = {}
+    waiting = [root]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, dict):
+            for keyword in ("$anchor", "$dynamicAnchor"):
+                if isinstance(name := node.get(keyword), str):
+                    found.setdefault(name, node)
+        waiting += reversed(_children(node))
+    return found

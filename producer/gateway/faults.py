@@ -10,15 +10,19 @@ from pydantic import ValidationError
 
 from producer.gateway.problem import Fault, Kind, Problem
 
+# How many faults an answer tells, and how many are looked at: a body of some MB can have a million.
+FAULTS_TOLD = 100
+_FAULTS_READ = 1000
+
 
 def faults_of(error: RequestValidationError) -> list[Fault]:
-    """Return everything that is wrong, one fault for each place.
+    """Return what is wrong, one fault for each place, and at most FAULTS_TOLD.
 
     Where a field may be one of several things, it is told what is wrong with each: those that are told of the field
     as a whole are left out if another fits better, and put together if none does.
     """
     found: dict[tuple[str | int, ...], Fault] = {}
-    for each in error.errors():
+    for each in error.errors()[:_FAULTS_READ]:
         if each["type"] == "json_invalid":
             return [Fault(where=("body",), what=str(each["ctx"]["error"]), type="json_invalid")]
         where = _place(each["loc"], error.body, missing=each["type"] == "missing")
@@ -28,7 +32,8 @@ def faults_of(error: RequestValidationError) -> list[Fault]:
             found[where] = Fault(where=where, what=what, type=each["type"])
         elif what not in before.what:
             found[where] = Fault(where=where, what=f"{before.what}; or: {what}", type=before.type)
-    return [fault for where, fault in found.items() if not any(_is_within(other, where) for other in found)]
+    around = {where[:end] for where in found for end in range(2, len(where))}
+    return [fault for where, fault in found.items() if where not in around][:FAULTS_TOLD]
 
 
 def faults_in(error: ValidationError, *where: str | int) -> list[Fault]:
@@ -62,7 +67,3 @@ def _place(loc: Sequence[str | int], body: Any, *, missing: bool) -> tuple[str |
             continue
         where.append(part)
     return tuple(where)
-
-
-def _is_within(place: tuple[str | int, ...], other: tuple[str | int, ...]) -> bool:
-    return len(place) > len(other) > 1 and place[: len(other)] == other

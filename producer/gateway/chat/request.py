@@ -69,9 +69,9 @@ class ChatMessage(_Given):
     """One message, in OpenAI's form; who takes only some roles says so itself."""
 
     role: str
-    content: str | list[Content] | None = None
+    content: str | Annotated[list[Content], Field(fail_fast=True)] | None = None
     name: str | None = None
-    tool_calls: list[MadeToolCall] | None = None
+    tool_calls: Annotated[list[MadeToolCall], Field(fail_fast=True)] | None = None
     tool_call_id: str | None = None
     refusal: str | None = None
 

@@ -68,7 +68,7 @@ class AgentCompletionRequest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: list[ChatMessage] = Field(min_length=1, fail_fast=True)
     create_session: bool | None = None
     store_in_session: UUID | None = None
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)

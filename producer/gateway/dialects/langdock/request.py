@@ -67,7 +67,7 @@ class CompletionRequest(BaseModel):
 
     assistantId: str | None = Field(default=None, min_length=1, max_length=512)  # noqa: N815
     assistant: TemporaryAssistant | None = None
-    messages: list[RequestMessage] = Field(min_length=1)
+    messages: list[RequestMessage] = Field(min_length=1, fail_fast=True)
     stream: bool = False
     output: OutputSpec | None = None
     maxSteps: int | None = Field(default=None, ge=1, le=20)  # noqa: N815

@@ -84,9 +84,9 @@ class ChatMessage(_Body):
     """A message in any of Langtail's forms; `function` and `function_call` are those of before there were tools."""
 
     role: Literal["assistant", "user", "system", "function", "tool"]
-    content: str | list[Content] | None = None
+    content: str | Annotated[list[Content], Field(fail_fast=True)] | None = None
     name: str | None = None
-    tool_calls: list[Call] | None = None
+    tool_calls: Annotated[list[Call], Field(fail_fast=True)] | None = None
     tool_call_id: str | None = None
     function_call: FunctionCall | None = None
 
@@ -125,8 +125,8 @@ class InvokeRequest(_Body):
 
     threadId: str | None = None  # noqa: N815 - the name on the wire
     variables: dict[str, Any] | None = None
-    messages: list[ChatMessage] | None = None
-    template: list[ChatMessage] | None = None
+    messages: Annotated[list[ChatMessage], Field(fail_fast=True)] | None = None
+    template: Annotated[list[ChatMessage], Field(fail_fast=True)] | None = None
     stream: bool | None = None
     model: str | None = None
     max_tokens: int | None = None
@@ -137,8 +137,8 @@ class InvokeRequest(_Body):
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     n: int | None = Field(default=None, ge=1)
     seed: int | None = None
-    stop: str | list[str] | None = None
-    tools: list[Tool] | None = None
+    stop: str | Annotated[list[str], Field(fail_fast=True)] | None = None
+    tools: Annotated[list[Tool], Field(fail_fast=True)] | None = None
     tool_choice: Literal["auto", "required", "none"] | NamedToolChoice | None = None
     parallelToolCalls: bool | None = None  # noqa: N815 - the name on the wire
     parallel_tool_calls: bool | None = None

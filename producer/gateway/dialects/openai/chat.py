@@ -106,7 +106,7 @@ class ChatCompletionRequest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow")
 
     model: str = Field(min_length=1, max_length=300)
-    messages: list[OpenAIMessage] = Field(min_length=1)
+    messages: list[OpenAIMessage] = Field(min_length=1, fail_fast=True)
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, ge=0, le=1)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
