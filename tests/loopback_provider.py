@@ -124,7 +124,7 @@ def default_reply(body: Any, n: int) -> Reply:
     prompt = _text_of(body["messages"][-1]) if body["messages"] else ""
     response_format = body.get("response_format") or {}
     if response_format.get("type") == "json_schema":
-        text = json.dumps(_instance_of(response_format["json_schema"]["schema"], prompt))
+        text = json.dumps(_instance_of(response_format["json_schema"].get("schema", {}), prompt))
     elif response_format.get("type") == "json_object":
         text = json.dumps({"echo": prompt})
     else:

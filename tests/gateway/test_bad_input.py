@@ -400,7 +400,6 @@ def test_a_method_that_a_path_does_not_have(owner: httpx.Client, tenant: Tenant)
 @pytest.mark.parametrize(
     "path",
     [
-
         "/v1/chat/nothing",
         "/v1/batches/a/nothing",
         "/v1/files/a/b/c",
