@@ -221,7 +221,8 @@ async def delete_message(thread_id: str, message_id: str, request: Request, call
 
 async def _in_thread(request: Request, method: Any, *args: Any, **kwargs: Any) -> Any:
     parts = parts_of(request)
-    return await parts.in_thread(method, Threads(parts.engine), *args, **kwargs)
+    threads = Threads(parts.engine, has_jobs=parts.producer.has_jobs)
+    return await parts.in_thread(method, threads, *args, **kwargs)
 
 
 def _thread(row: Thread) -> ThreadShown:
