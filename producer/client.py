@@ -160,6 +160,11 @@ class Producer:
         """End one job as cancelled, see JobHandle.cancel; False if it had ended."""
         return self.job(job_id).cancel()
 
+    def has_jobs(self, workspace: str, thread_id: str) -> bool:
+        """Return whether jobs of the thread have not ended."""
+        with answers():
+            return bool(self._redis.exists(names.thread(workspace, thread_id)))
+
     def lane_faults(self, workspace: str) -> list[LaneFault]:
         """Return the walls that the workspace's lanes stand before now."""
         with answers():

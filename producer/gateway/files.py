@@ -23,7 +23,7 @@ from schemas.tables import FileChunk, StoredFile, storable
 
 CHUNK_BYTES = 1024 * 1024
 
-# `Parts.in_thread`.
+# `Parts.in_thread_to_its_end`: a chunk that is written on after a drop would stay.
 InThread = Callable[..., Awaitable[Any]]
 
 

@@ -23,6 +23,7 @@ from producer.client import Producer
 from producer.gateway.calls import Calls
 from producer.gateway.checked_keys import CheckedKeys
 from producer.gateway.files import Files
+from producer.gateway.in_thread import in_thread
 from producer.gateway.keys import ApiKeys
 from producer.gateway.obstacles import Obstacles
 from producer.gateway.request_limit import RequestLimit
@@ -89,10 +90,14 @@ class Parts:
             connection.execute(text("SELECT 1"))
 
     async def in_thread(self, function: Callable[Given, Found], *args: Given.args, **kwargs: Given.kwargs) -> Found:
-        """Run what would hold the event loop up in a thread."""
-        return await anyio.to_thread.run_sync(
-            lambda: function(*args, **kwargs), limiter=self.threads, abandon_on_cancel=True
-        )
+        """Run what would hold the event loop up in a thread; who is cancelled does not wait for it."""
+        return await in_thread(self.threads, lambda: function(*args, **kwargs))
+
+    async def in_thread_to_its_end(
+        self, function: Callable[Given, Found], *args: Given.args, **kwargs: Given.kwargs
+    ) -> Found:
+        """Do the same; who is cancelled waits for it, as for a write that is to be taken back then."""
+        return await in_thread(self.threads, lambda: function(*args, **kwargs), to_its_end=True)
 
     async def enqueued(self, function: Callable[Given, Found], *args: Given.args, **kwargs: Given.kwargs) -> Found:
         """Run what waits for the queue's disk in a thread, so that it keeps nobody from reading SQL."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import re
 import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
@@ -19,6 +21,13 @@ from sqlmodel import Session, and_, col, or_, select
 
 from producer.gateway.problem import Kind, Problem
 from producer.gateway.sharing import thread_seen
+from producer.gateway.thread_calls import (
+    answers_behind,
+    live,
+    of_thread,
+    refuse_to_delete_answer,
+    refuse_what_parts_calls,
+)
 from schemas.chat import Message
 from schemas.tables import Thread, ThreadMessage
 
@@ -48,10 +57,20 @@ def message_id(row: ThreadMessage) -> str:
 class Threads:
     """The threads of one database; its tables must exist. Its methods are for threads of the process, not the loop."""
 
-    def __init__(self, engine: Engine, assistants: frozenset[str] | None = None) -> None:
-        """Use this engine, for a key that these assistants are shared with, None for one of all its workspace."""
+    def __init__(
+        self,
+        engine: Engine,
+        assistants: frozenset[str] | None = None,
+        *,
+        has_jobs: Callable[[str, str], bool] = lambda *_: False,
+    ) -> None:
+        """Use this engine, for a key that these assistants are shared with, None for one of all its workspace.
+
+        `has_jobs` says of a workspace and a thread whether jobs are enqueued or run there.
+        """
         self._engine = engine
         self._assistants = assistants
+        self._has_jobs = has_jobs
 
     def page(self, workspace: str, *, limit: int, after: str | None) -> Page[Thread]:
         """Return threads of the workspace, youngest first, those behind the thread `after` if it is named."""
@@ -116,13 +135,15 @@ class Threads:
 
     def delete(self, workspace: str, thread_id: str) -> None:
         """Delete the thread with its messages; what a job that runs meanwhile would add is not kept."""
-        with self._session() as session:
+        with self._writing() as session:
             thread = self._found(session, workspace, thread_id, lock=True)
             thread.deleted_at = datetime.now(UTC)
             # A job that is enqueued from now on begins it anew, and this conversation is not its own.
             thread.provider_refs = {}
             session.flush()
-            left = update(ThreadMessage).where(*_of(workspace, thread_id), col(ThreadMessage.deleted_at).is_(None))
+            left = update(ThreadMessage).where(
+                *of_thread(workspace, thread_id), col(ThreadMessage.deleted_at).is_(None)
+            )
             session.connection().execute(left.values(deleted_at=thread.deleted_at))
             session.commit()
 
@@ -133,7 +154,7 @@ class Threads:
         position = col(ThreadMessage.position)
         with self._session() as session:
             self._found(session, workspace, thread_id)
-            query = _live(workspace, thread_id)
+            query = live(workspace, thread_id)
             if after is not None:
                 cursor = _row(session, workspace, thread_id, after)
                 if cursor is None:
@@ -147,7 +168,7 @@ class Threads:
         """Return messages of the thread in order, those behind the position; none if there is no thread."""
         column = col(ThreadMessage.position)
         with self._session() as session:
-            query = _live(workspace, thread_id).where(column > position)
+            query = live(workspace, thread_id).where(column > position)
             return list(session.exec(query.order_by(column).limit(limit)))
 
     def message(self, workspace: str, thread_id: str, message_id: str) -> ThreadMessage:
@@ -160,6 +181,8 @@ class Threads:
 
         Raises Problem 409 for a message that would part a tool call from its answers.
         """
+        if message.tool_calls:
+            self._refuse_beside_jobs(workspace, thread_id)
         for _ in range(_LOOKS):
             try:
                 return self._append(workspace, thread_id, message, metadata)
@@ -179,33 +202,41 @@ class Threads:
     def delete_message(self, workspace: str, thread_id: str, message_id: str) -> None:
         """Delete the message; one that calls tools takes their answers along.
 
-        Raises Problem 409 for such an answer itself: no provider takes a call without one.
+        Raises Problem 409 for such an answer itself while its call is there, and for calls while jobs run.
         """
-        with self._session() as session:
+        if Message.model_validate(self.message(workspace, thread_id, message_id).message).tool_calls:
+            self._refuse_beside_jobs(workspace, thread_id)
+        with self._writing() as session:
+            self._found(session, workspace, thread_id, lock=True)
             row = self._found_message(session, workspace, thread_id, message_id)
-            message = Message.model_validate(row.message)
-            if message.role == "tool":
-                raise Problem(
-                    Kind.CONFLICT,
-                    f"message '{message_id}' answers the tool call {message.tool_call_id}; "
-                    "delete the assistant's message that makes the call, which takes its answers along",
-                    code="answers_a_tool_call",
-                )
+            if row.role == "tool":
+                refuse_to_delete_answer(session, row, message_id)
             now = datetime.now(UTC)
             row.deleted_at = now
-            for answer in _answers_behind(session, row) if message.tool_calls else ():
+            for answer in answers_behind(session, row) if Message.model_validate(row.message).tool_calls else ():
                 answer.deleted_at = now
             session.commit()
 
+    def _refuse_beside_jobs(self, workspace: str, thread_id: str) -> None:
+        """Raise Problem 409 while jobs of the thread have not ended: they may answer its calls, or stand behind.
+
+        Not in the transaction, which must not wait for Redis. A job that is enqueued between the two can still
+        part them: workers leave out what has no other half (worker/store/paired.py).
+        """
+        if self._has_jobs(workspace, thread_id):
+            raise Problem(
+                Kind.CONFLICT,
+                f"thread '{thread_id}' has a job that has not ended; messages that call tools are written and deleted "
+                "when none runs: try again then",
+                code="thread_is_at_work",
+            )
+
     def _append(self, workspace: str, thread_id: str, message: Message, metadata: Any) -> ThreadMessage:
-        with self._session() as session:
-            if self._engine.dialect.name == "sqlite":
-                # Its write lock before our look: it has none of rows.
-                session.connection().exec_driver_sql("BEGIN IMMEDIATE")
+        with self._writing() as session:
             self._found(session, workspace, thread_id, lock=True)
-            _refuse_what_parts_calls(session, workspace, thread_id, message)
+            refuse_what_parts_calls(session, workspace, thread_id, message)
             last = func.coalesce(func.max(ThreadMessage.position), -1)
-            position = 1 + session.exec(select(last).where(*_of(workspace, thread_id))).one()
+            position = 1 + session.exec(select(last).where(*of_thread(workspace, thread_id))).one()
             row = ThreadMessage(
                 workspace=workspace,
                 thread_id=thread_id,
@@ -245,16 +276,16 @@ class Threads:
             )
         return row
 
+    @contextmanager
+    def _writing(self) -> Iterator[Session]:
+        with self._session() as session:
+            if self._engine.dialect.name == "sqlite":
+                # Its write lock before our look: it has none of rows.
+                session.connection().exec_driver_sql("BEGIN IMMEDIATE")
+            yield session
+
     def _session(self) -> Session:
         return Session(self._engine, expire_on_commit=False)
-
-
-def _of(workspace: str, thread_id: str) -> tuple[Any, Any]:
-    return col(ThreadMessage.workspace) == workspace, col(ThreadMessage.thread_id) == thread_id
-
-
-def _live(workspace: str, thread_id: str) -> Any:
-    return select(ThreadMessage).where(*_of(workspace, thread_id), col(ThreadMessage.deleted_at).is_(None))
 
 
 def _row(session: Session, workspace: str, thread_id: str, message_id: str) -> ThreadMessage | None:
@@ -265,45 +296,6 @@ def _row(session: Session, workspace: str, thread_id: str, message_id: str) -> T
         return None
     row = session.get(ThreadMessage, number)
     return row if row is not None and (row.workspace, row.thread_id) == (workspace, thread_id) else None
-
-
-def _answers_behind(session: Session, row: ThreadMessage) -> list[ThreadMessage]:
-    """Return the messages behind an assistant's that answer its tool calls: all up to the next that is none."""
-    position = col(ThreadMessage.position)
-    behind = _live(row.workspace, row.thread_id).where(position > row.position)
-    other = session.exec(behind.where(ThreadMessage.role != "tool").order_by(position).limit(1)).first()
-    answers = behind if other is None else behind.where(position < other.position)
-    return list(session.exec(answers))
-
-
-def _refuse_what_parts_calls(session: Session, workspace: str, thread_id: str, message: Message) -> None:
-    waiting = _open_calls(session, workspace, thread_id)
-    if message.role == "tool":
-        if message.tool_call_id not in waiting:
-            raise Problem(
-                Kind.CONFLICT,
-                f"thread '{thread_id}' does not wait for an answer to tool call '{message.tool_call_id}'",
-                code="no_such_call",
-                param="tool_call_id",
-            )
-    elif waiting:
-        raise Problem(
-            Kind.CONFLICT,
-            f"thread '{thread_id}' waits for the answers to tool calls {', '.join(sorted(waiting))}; "
-            "add them as tool messages first",
-            code="tool_answers_missing",
-        )
-
-
-def _open_calls(session: Session, workspace: str, thread_id: str) -> set[str]:
-    """Return the ids of the tool calls at the thread's end that nobody has answered."""
-    newest = _live(workspace, thread_id).order_by(col(ThreadMessage.position).desc())
-    last = session.exec(newest.where(ThreadMessage.role != "tool").limit(1)).first()
-    calls = Message.model_validate(last.message).tool_calls if last is not None else ()
-    if last is None or not calls:
-        return set()
-    answers = [Message.model_validate(row.message) for row in _answers_behind(session, last)]
-    return {call.id for call in calls} - {answer.tool_call_id for answer in answers}
 
 
 def no_thread(thread_id: str) -> Problem:

@@ -153,3 +153,17 @@ async def test_a_paused_batchs_last_waiting_row_leaves_no_trace_in_its_lane(
     producer.enqueue(a_job("next"))
     assert (await claimed(queue)).id == "next"
     assert await redis_client.keys("aq:line:*") == []
+
+
+async def test_what_called_a_job_off_first_stands_when_it_is_drained(
+    producer: Producer, queue: JobQueue, redis_client: Redis
+) -> None:
+    producer.enqueue(a_job("j"))
+    (hint,) = await released(queue)
+    await redis_client.hset(names.job("j"), "called_off", "over_budget")
+    held = await queue.claim(hint)
+    assert held is not None
+    # It comes back, and is drained for the mark that it has.
+    await queue.snooze(held, delay_s=0, burns_attempt=False, hold_lane=False)
+    (held,) = await drained(queue)
+    assert held.called_off is CalledOff.OVER_BUDGET

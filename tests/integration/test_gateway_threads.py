@@ -11,11 +11,14 @@ import pytest
 from sqlalchemy import Engine
 from sqlmodel import Session, select
 
-from producer.gateway.problem import Problem
-from producer.gateway.threads import Threads
+from producer import Producer
+from producer.gateway.problem import Kind, Problem
+from producer.gateway.threads import Threads, message_id
 from schemas import JobRecord, Message
+from schemas.chat import ToolCall
 from schemas.tables import ThreadMessage
 from tests.given import WORKSPACE, a_job, a_result, user
+from worker.flow.history import unanswered_calls
 from worker.store.base import JobContext, Settlement
 from worker.store.sql import SqlStore
 
@@ -122,3 +125,89 @@ async def test_what_was_left_in_a_thread_while_it_was_deleted_does_not_come_back
     after = datetime.now(UTC) + timedelta(seconds=5)
     await store.settle(a_turn("new", thread_id, user("new"), at=after))
     assert await history(store, thread_id) == [["new"]]
+
+
+CALL = Message(role="assistant", tool_calls=(ToolCall(id="c1", name="look", arguments="{}"),))
+ANSWER = Message(role="tool", content="42", tool_call_id="c1")
+
+
+def ids_of(threads: Threads, thread_id: str) -> dict[str, str]:
+    """Return the last message's id of each role."""
+    rows = threads.messages(WORKSPACE, thread_id, limit=100, after=None, newest_first=False).rows
+    return {row.role: message_id(row) for row in rows}
+
+
+async def roles(store: SqlStore, thread_id: str) -> list[str]:
+    context = await store.context(JobRecord(id="next", job=a_job(thread_id=thread_id)))
+    assert unanswered_calls(tuple(message for turn in context.history for message in turn)) <= {"open"}
+    return [message.role for turn in context.history for message in turn]
+
+
+async def test_a_call_that_an_owner_wrote_before_a_turn_that_never_saw_it_is_not_sent(
+    store: SqlStore, threads: Threads
+) -> None:
+    thread_id = begun(threads)
+    threads.append(WORKSPACE, thread_id, CALL, metadata=None)
+    await store.settle(a_turn("j", thread_id, *turn_of(1)))
+    assert await roles(store, thread_id) == ["user", "assistant"]
+
+
+async def test_an_answer_that_was_settled_after_its_call_was_deleted_is_not_sent_and_can_be_deleted(
+    store: SqlStore, threads: Threads
+) -> None:
+    thread_id = begun(threads)
+    await store.settle(a_turn("asks", thread_id, user("?"), CALL))
+    threads.delete_message(WORKSPACE, thread_id, ids_of(threads, thread_id)["assistant"])
+    await store.settle(a_turn("answers", thread_id, ANSWER, Message(role="assistant", content="It is 42.")))
+    assert await roles(store, thread_id) == ["user", "assistant"]
+    threads.delete_message(WORKSPACE, thread_id, ids_of(threads, thread_id)["tool"])
+    assert "tool" not in ids_of(threads, thread_id)
+
+
+async def test_calls_at_the_end_stay_for_who_answers_them(store: SqlStore, threads: Threads) -> None:
+    thread_id = begun(threads)
+    open_call = ToolCall(id="open", name="look", arguments="{}")
+    both = Message(role="assistant", tool_calls=(*CALL.tool_calls, open_call))
+    await store.settle(a_turn("asks", thread_id, user("?"), both, ANSWER))
+    assert await roles(store, thread_id) == ["user", "assistant", "tool"]
+    threads.append(WORKSPACE, thread_id, ANSWER.model_copy(update={"tool_call_id": "open"}), metadata=None)
+    await store.settle(a_turn("goes-on", thread_id, *turn_of(1)))
+    assert await roles(store, thread_id) == ["user", "assistant", "tool", "tool", "user", "assistant"]
+    with pytest.raises(Problem, match="answers the tool call"):
+        threads.delete_message(WORKSPACE, thread_id, ids_of(threads, thread_id)["tool"])
+
+
+async def test_calls_are_neither_written_nor_deleted_while_jobs_of_the_thread_have_not_ended(
+    store: SqlStore, engine: Engine, producer: Producer
+) -> None:
+    threads = Threads(engine, has_jobs=producer.has_jobs)
+    thread_id = begun(threads)
+    await store.settle(a_turn("asks", thread_id, user("?"), CALL, ANSWER))
+    producer.enqueue(a_job("j", thread_id=thread_id))
+    calling = ids_of(threads, thread_id)["assistant"]
+    for refused in (
+        lambda: threads.append(WORKSPACE, thread_id, CALL, metadata=None),
+        lambda: threads.delete_message(WORKSPACE, thread_id, calling),
+    ):
+        with pytest.raises(Problem, match="has a job that has not ended") as told:
+            refused()
+        assert told.value.kind is Kind.CONFLICT
+    threads.append(WORKSPACE, thread_id, user("more"), metadata=None)
+    threads.delete_message(WORKSPACE, thread_id, ids_of(threads, thread_id)["user"])
+    assert await roles(store, thread_id) == ["user", "assistant", "tool"]
+
+
+async def test_an_answer_that_is_added_while_its_call_is_deleted_goes_along(
+    store: SqlStore, threads: Threads, engine: Engine
+) -> None:
+    for n in range(WRITTEN):
+        thread_id = begun(threads)
+        threads.append(WORKSPACE, thread_id, CALL, metadata=None)
+        calling = ids_of(threads, thread_id)["assistant"]
+        with ThreadPoolExecutor(2) as pool:
+            added = pool.submit(threads.append, WORKSPACE, thread_id, ANSWER, metadata=None)
+            deleted = pool.submit(threads.delete_message, WORKSPACE, thread_id, calling)
+        deleted.result()
+        # It came first and went along, or it was refused.
+        assert added.exception() is None or isinstance(added.exception(), Problem)
+        assert ids_of(threads, thread_id) == {}, n

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import threading
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, func
+from anyio import CapacityLimiter
+from sqlalchemy import Engine, event, func
 from sqlmodel import Session, select
 
 from producer.gateway.files import CHUNK_BYTES, Files, NewFile
+from producer.gateway.in_thread import in_thread
 from producer.gateway.problem import Problem
 from schemas.file_retention import FileRetention
 from schemas.tables import FileChunk, StoredFile
@@ -158,3 +161,55 @@ def test_what_has_expired_is_not_there_and_is_pruned_with_what_is_old_and_what_w
         assert session.exec(select(StoredFile.id)).all() == [kept.id]
         left = session.exec(select(FileChunk.file_id).distinct()).all()
     assert sorted(left) == sorted([kept.id, "running"])
+
+
+def test_a_chunk_that_is_being_written_when_its_caller_leaves_goes_too(files: Files, engine: Engine) -> None:
+    writes, goes_on = threading.Event(), threading.Event()
+
+    @event.listens_for(engine, "before_cursor_execute")
+    def _hold(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if statement.startswith("INSERT INTO file_chunks") and not writes.is_set():
+            writes.set()
+            assert goes_on.wait(30)
+
+    async def upload() -> None:
+        places = CapacityLimiter(2)
+
+        async def run(function: Any) -> Any:
+            return await in_thread(places, function, to_its_end=True)
+
+        stream = these(b"a" * CHUNK_BYTES)
+        task = asyncio.create_task(files.save(new(), stream, max_bytes=CHUNK_BYTES, in_thread=run))
+        assert await asyncio.to_thread(writes.wait, 30)
+        task.cancel()
+        # Its own turn of the loop: it has heard of it.
+        await asyncio.wait({task}, timeout=0)
+        assert places.borrowed_tokens == 1
+        goes_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert places.borrowed_tokens == 0
+
+    asyncio.run(upload())
+    assert chunks(engine) == 0
+
+
+def test_what_its_caller_left_keeps_its_place_until_it_ends() -> None:
+    begun, goes_on = threading.Event(), threading.Event()
+
+    def work() -> None:
+        begun.set()
+        assert goes_on.wait(30)
+
+    async def leave() -> None:
+        places = CapacityLimiter(1)
+        task = asyncio.create_task(in_thread(places, work))
+        assert await asyncio.to_thread(begun.wait, 30)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert places.borrowed_tokens == 1
+        goes_on.set()
+        assert await in_thread(places, lambda: "next") == "next"
+
+    asyncio.run(leave())

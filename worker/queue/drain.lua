@@ -23,12 +23,12 @@ while room > 0 do
   local ids = redis.call(take, key, room) or {}
   for _, id in ipairs(ids) do
     local job = 'aq:job:' .. id
-    local known = redis.call('HMGET', job, 'state', 'route', 'batch', 'enqueued_ms')
+    local known = redis.call('HMGET', job, 'state', 'route', 'batch', 'enqueued_ms', 'called_off')
     if known[1] == 'waiting' or known[1] == 'blocked' then
       released[#released + 1] = id
       released[#released + 1] = redis.call('HINCRBY', job, 'epoch', 1)
       redis.call('HSET', job, 'state', 'released', 'called_off',
-        called_off_as(nil, known[3], known[2], known[4]) or 'cancelled')
+        called_off_as(known[5], known[3], known[2], known[4]) or 'cancelled')
       lease(id, known[2], until_ms)
       redis.call('ZADD', 'aq:drained', until_ms, id)
     end

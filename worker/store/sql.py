@@ -34,6 +34,7 @@ from schemas.tables import (
 from schemas.webhook import Form
 from worker.gather import Gathered
 from worker.store.base import JobContext, RowHeld, Settlement, StoreAway, StoredAssistant
+from worker.store.paired import paired
 from worker.store.settling import settle_all
 
 # InternalError is what a PostgreSQL says that only reads, as after a failover to a standby.
@@ -199,7 +200,7 @@ def _history(session: Session, thread: Thread) -> tuple[tuple[Message, ...], ...
     )
     # What its owner wrote is of no job: each message for itself.
     turns = groupby(session.exec(query), key=lambda row: row.job_id or row.id)
-    return tuple(tuple(Message.model_validate(row.message) for row in rows) for _, rows in turns)
+    return paired(tuple(tuple(Message.model_validate(row.message) for row in rows) for _, rows in turns))
 
 
 def _end_batches(session: Session, statuses: Sequence[BatchStatus]) -> list[None]:

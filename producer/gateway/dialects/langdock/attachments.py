@@ -100,7 +100,7 @@ async def upload_attachment(request: Request, caller: Annotated[Caller, Depends(
             mime_type=content.mime_type,
             text=content.text,
         )
-        stored = await parts.files.save(new, pieces_of(file), max_bytes=max_bytes, in_thread=parts.in_thread)
+        stored = await parts.files.save(new, pieces_of(file), max_bytes=max_bytes, in_thread=parts.in_thread_to_its_end)
     return Uploaded(
         attachmentId=UUID(stored.id),
         file=UploadedFile(name=stored.filename, mimeType=stored.mime_type, sizeInBytes=stored.size_bytes),

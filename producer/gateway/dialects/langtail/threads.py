@@ -217,7 +217,8 @@ async def delete_message(thread_id: str, message_id: str, request: Request, call
 
 async def _in_thread(request: Request, caller: Caller, method: Any, *args: Any, **kwargs: Any) -> Any:
     parts = parts_of(request)
-    return await parts.in_thread(method, Threads(parts.engine, caller.assistants), caller.workspace, *args, **kwargs)
+    threads = Threads(parts.engine, caller.assistants, has_jobs=parts.producer.has_jobs)
+    return await parts.in_thread(method, threads, caller.workspace, *args, **kwargs)
 
 
 def _thread(row: Thread) -> ThreadShown:

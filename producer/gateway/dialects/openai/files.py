@@ -108,7 +108,7 @@ async def create_file(request: Request, caller: Annotated[Caller, Depends(caller
             expires_at=expires_at,
         )
         file = await parts.files.save(
-            new, pieces_of(upload), max_bytes=parts.settings.http_max_upload_bytes, in_thread=parts.in_thread
+            new, pieces_of(upload), max_bytes=parts.settings.http_max_upload_bytes, in_thread=parts.in_thread_to_its_end
         )
     return _told(file)
 
