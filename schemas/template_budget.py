@@ -1,8 +1,8 @@
 """How much one rendering, or all renderings of a job, may cost.
 
 The engine runs on a worker's event loop and knows no bounds. So every branch of a template begins with a call of
-SPEND (written by `template_syntax`), lists charge for their items, and texts for being printed. A step is some 0.6 µs on a quiet
-2-core machine (Xeon, Python 3.11): MAX_STEPS take about 0.3 s there, 1 s where eight others work beside it.
+SPEND (written by `template_syntax`), lists charge for their items, and texts for being printed. Loops and toJSON that
+used up 250,000 steps took 0.13 to 0.17 s on 2 quiet cores (Python 3.11), and 0.5 to 1.2 s on the same, overloaded.
 """
 
 from __future__ import annotations
