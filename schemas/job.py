@@ -120,6 +120,10 @@ class InvokeJob(Parameters):
     @model_validator(mode="after")
     def _template_parses(self) -> Self:
         if self.strict_variables is not False:
+            try:
+                template.refuse_too_many_tags(source for message in self.template or () for source in message.texts)
+            except template.TemplateError as exc:
+                raise ValueError(f"template: {exc}") from exc
             for position, message in enumerate(self.template or ()):
                 for source in message.texts:
                     _check(source, position)

@@ -10,13 +10,14 @@ printed by `{{this.last}}`. As an argument, as in `{{#if last}}`, it is the vari
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Final
 
 from dotpromptz_handlebars import EscapeFunction, Handlebars, HelperOptions, StrictModeError
 
+from schemas.template_budget import MAX_TAGS, READ_STEPS, Budget, BudgetSpentError, spend
 from schemas.template_helpers import HELPERS, Helper, now_data
 from schemas.template_syntax import DATA_BRACE, DATA_NULL, PATH_OF, PRINTING, engine_source
 from schemas.template_values import NULL, root_of
@@ -29,6 +30,10 @@ class TemplateError(ValueError):
     """A template that does not parse, or that cannot be rendered."""
 
 
+class TemplateTooDearError(TemplateError):
+    """A rendering took more steps, or wrote more characters, than its budget allows."""
+
+
 class MissingVariableError(TemplateError):
     """A strict rendering needed a variable that was not given."""
 
@@ -38,12 +43,34 @@ class MissingVariableError(TemplateError):
         super().__init__(f"variable '{path}' is missing")
 
 
+def variables_of(variables: Mapping[str, Any], *, budget: Budget) -> Mapping[str, Any]:
+    """Return the variables read once, for several renderings; raises TemplateTooDearError if there are too many."""
+    try:
+        with budget.held():
+            return root_of(variables)
+    except BudgetSpentError as exc:
+        raise TemplateTooDearError(str(exc)) from exc
+
+
+def refuse_too_many_tags(sources: Iterable[str]) -> None:
+    """Raise TemplateError if all of a job's templates have more tags than one may have."""
+    if sum(source.count("{{") for source in sources) > MAX_TAGS:
+        raise TemplateError(f"the messages have more than {MAX_TAGS} tags; send as variables or messages what is data")
+
+
 def check(source: str) -> None:
     """Raise TemplateError if the source does not parse."""
     _compiled(source, strict=True)
 
 
-def render(source: str, variables: Mapping[str, Any], *, strict: bool, now: datetime | None = None) -> str:
+def render(
+    source: str,
+    variables: Mapping[str, Any],
+    *,
+    strict: bool,
+    now: datetime | None = None,
+    budget: Budget | None = None,
+) -> str:
     """Render the template with the variables; nothing is HTML-escaped.
 
     A variable whose value is the JSON text of an array or an object is that array or
@@ -54,12 +81,18 @@ def render(source: str, variables: Mapping[str, Any], *, strict: bool, now: date
     operator, may be missing. Otherwise a missing variable is the empty string, and a
     template that cannot be parsed or rendered is returned as it is.
 
+    A template that costs more than the budget raises TemplateTooDearError, strict or not; several renderings may share
+    a budget, by default each has one of its own.
+
     `now` is what `$date` takes for today, in its own time zone; by default the present, in UTC.
     """
     if "{{" not in source:
         return source.removesuffix("\n")
     try:
-        return _rendered(source, variables, strict=strict, now=now)
+        with (budget or Budget()).held():
+            return _rendered(source, variables, strict=strict, now=now)
+    except BudgetSpentError as exc:
+        raise TemplateTooDearError(str(exc)) from exc
     except TemplateError:
         if strict:
             raise
@@ -67,12 +100,13 @@ def render(source: str, variables: Mapping[str, Any], *, strict: bool, now: date
 
 
 def _rendered(source: str, variables: Mapping[str, Any], *, strict: bool, now: datetime | None) -> str:
+    spend(steps=READ_STEPS * source.count("{{"))
     template = _compiled(source, strict=strict)
     try:
         text = template(root_of(variables), data={DATA_NULL: NULL, DATA_BRACE: "{", **now_data(_zoned(now))})
     except StrictModeError as exc:
         raise MissingVariableError(exc.path) from exc
-    except TemplateError:
+    except (TemplateError, BudgetSpentError):
         raise
     except _ENGINE_FAULTS as exc:
         raise TemplateError(str(exc)) from exc
@@ -85,7 +119,7 @@ def _zoned(now: datetime | None) -> datetime:
     return now.replace(tzinfo=UTC) if now.tzinfo is None else now
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
 def _compiled(source: str, *, strict: bool) -> Callable[..., str]:
     try:
         return _ENGINES[strict].compile(engine_source(source))

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from dotpromptz_handlebars import HelperOptions
 
+from schemas.template_budget import SPEND, spend
 from schemas.template_dates import DEFAULT_PATTERN, formatted, parsed
 from schemas.template_values import (
     NULL,
@@ -68,6 +69,8 @@ def _date(args: list[Any], options: HelperOptions) -> str:
     """
     now: datetime = options.data[_NOW]
     value, pattern = _two(args)
+    # A letter of a pattern takes some 2 µs.
+    spend(steps=3 * sum(len(arg) for arg in (value, pattern) if isinstance(arg, str)))
     if is_nullish(value) and is_nullish(pattern):
         return formatted(now, DEFAULT_PATTERN)
     if isinstance(value, str) and not (isinstance(pattern, str) or is_truthy(pattern)):
@@ -139,7 +142,33 @@ def _message(message: Any, *, tool_calls: bool) -> str:
     )
 
 
-HELPERS: Final[dict[str, Helper]] = {
+def _charged(helper: Helper) -> Helper:
+    """Charge for the arguments that a helper reads and for the text that it returns."""
+
+    def charged(args: list[Any], options: HelperOptions) -> Any:
+        spend(steps=_copied(options))
+        spend(steps=sum(len(arg) for arg in args if isinstance(arg, str)) // 100)
+        result = helper(args, options)
+        if isinstance(result, str):
+            spend(steps=len(result) // 100, chars=len(result))
+        return result
+
+    return charged
+
+
+def _copied(options: HelperOptions) -> int:
+    """Return what it cost the engine to copy the context for this call: it does so if that is all the variables."""
+    return len(options.context) // 64 if isinstance(options.context, dict) else 0
+
+
+def _spend(args: list[Any], options: HelperOptions) -> str:
+    """Charge for a branch of the template: its steps, and the characters of its text."""
+    steps, chars = (arg if isinstance(arg, int) else 0 for arg in _two(args))
+    spend(steps=steps + _copied(options), chars=chars)
+    return ""
+
+
+_HELPERS: Final[dict[str, Helper]] = {
     "eq": _eq,
     "ne": _ne,
     "lt": _comparison(operator.lt),
@@ -159,3 +188,4 @@ HELPERS: Final[dict[str, Helper]] = {
     "formatMessageWithToolCalls": _format_message(tool_calls=True),
     "formatMessagesWithToolCalls": _format_messages(tool_calls=True),
 }
+HELPERS: Final = {name: _charged(helper) for name, helper in _HELPERS.items()} | {SPEND: _spend}

@@ -15,6 +15,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Final
 
+from schemas.template_budget import MAX_TAGS, SPEND, TAG_STEPS
+
 # Helpers that print what they are given: a missing argument of theirs is a missing variable.
 PRINTING: Final = frozenset(
     {
@@ -50,6 +52,8 @@ _TAG = re.compile(
 _ELSE = re.compile(r"\s*else(?:\s+(?P<chained>.+?))?\s*", re.DOTALL)
 _BRACES = re.compile(r"(\{{2,})")
 _BRACES_BEFORE_TAG = re.compile(r"(\{{2,}|\{+\Z)")
+# A tag is charged for the characters of a short text; longer ones charge by themselves.
+_PRINTED_CHARS: Final = 64
 # What a tag that stands alone on its line takes with it.
 _LINE_REST = re.compile(r"[ \t]*\r?\n?")
 
@@ -105,6 +109,9 @@ class _Tag:
     open_tilde: bool = False
     close_tilde: bool = False
     leaves_line: bool = False
+    # Whether a branch begins behind it, and whether one ends before it.
+    opens: bool = False
+    closes: bool = False
     # Where Handlebars.js looks for the line's start of a tag that closes a chain: behind the first `{{else if}}`.
     chain_ends_at: int | None = None
 
@@ -218,9 +225,21 @@ class _Reader:
     def _add_block_tag(self, tag: re.Match[str], text: str, *, chain_ends_at: int | None = None) -> None:
         # The comment keeps the engine from looking for a line that the tag stands on alone.
         written = f"{{{{{text}}}}}{{{{!}}}}"
-        self._add(_Tag(written, bool(tag["open"]), bool(tag["close"]), leaves_line=True, chain_ends_at=chain_ends_at))
+        self._add(
+            _Tag(
+                written,
+                bool(tag["open"]),
+                bool(tag["close"]),
+                leaves_line=True,
+                opens=not text.startswith("/"),
+                closes=text.startswith(("/", "else")),
+                chain_ends_at=chain_ends_at,
+            )
+        )
 
     def _add(self, tag: _Tag) -> None:
+        if len(self.tags) == MAX_TAGS:
+            raise TemplateSyntaxError(f"more than {MAX_TAGS} tags")
         self.tags.append(tag)
         self.texts.append(_Text(""))
 
@@ -295,10 +314,37 @@ def _ends_line(text: _Text, *, last: bool) -> bool:
 
 
 def _written(texts: list[_Text], tags: list[_Tag]) -> str:
-    written = [
-        _written_text(text.value, before_tag=True) + tag.text for text, tag in zip(texts[:-1], tags, strict=True)
-    ]
+    written = [""]
+    # The branches that are open: where each one's charge stands, its steps, its characters.
+    branches = [[0, 0, 0]]
+    for text, tag in zip(texts[:-1], tags, strict=True):
+        branches[-1][2] += len(text.value)
+        written.append(_written_text(text.value, before_tag=True))
+        if tag.closes:
+            _charge(written, branches.pop())
+        branches[-1][1] += _steps(tag.text)
+        branches[-1][2] += _PRINTED_CHARS
+        written.append(tag.text)
+        if tag.opens:
+            branches.append([len(written), 0, 0])
+            written.append("")
+    branches[-1][2] += len(texts[-1].value)
+    _charge(written, branches.pop())
     return "".join(written) + _written_text(texts[-1].value, before_tag=False)
+
+
+def _charge(written: list[str], branch: list[int]) -> None:
+    at, steps, chars = branch
+    written[at] = f"{{{{{SPEND} {TAG_STEPS + steps} {chars}}}}}"
+
+
+def _steps(tag: str) -> int:
+    """Return what a tag costs: the engine reads it anew each time, what stands in brackets at each of their levels."""
+    depth = deepest = 0
+    for character in tag:
+        depth += (character == "(") - (character == ")")
+        deepest = max(deepest, depth)
+    return TAG_STEPS + len(tag) * (1 + deepest) // 4
 
 
 def _written_text(text: str, *, before_tag: bool) -> str:

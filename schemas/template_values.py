@@ -9,11 +9,18 @@ from collections.abc import Callable, ItemsView, Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Final, NoReturn
 
-_NUMBER = re.compile(r"[+-]?(?:Infinity|(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)")
+from schemas.template_budget import spend
+
+# Possessive: a text of a million digits and a letter must not be tried at every length.
+_NUMBER = re.compile(r"[+-]?(?:Infinity|(?:\d++\.?\d*+|\.\d++)(?:[eE][+-]?\d++)?)")
 _RADIX = re.compile(r"0(?:[xX][0-9a-fA-F]+|[oO][0-7]+|[bB][01]+)")
 # Beyond these, JavaScript writes a number with an exponent.
 _EXPONENT_FROM = 1e21
 _EXPONENT_BELOW = 1e-6
+
+
+# A tag that prints a text of so many characters is dear enough.
+_SHORT_CHARS = 64
 
 
 class Array:
@@ -31,6 +38,7 @@ class Array:
         return len(self.values)
 
     def __iter__(self) -> Iterator[Any]:
+        spend(steps=len(self.values))
         return iter(self.values)
 
     def __contains__(self, key: object) -> bool:
@@ -39,15 +47,17 @@ class Array:
     def __getitem__(self, key: str | int) -> Any:
         return len(self.values) if key == "length" else self.values[int(key)]
 
-    def keys(self) -> range:
-        """Return the indices."""
-        return range(len(self.values))
+    def keys(self) -> tuple[()]:
+        """Return nothing: the engine copies by them, for each helper, the context that no helper of ours reads."""
+        return ()
 
     def items(self) -> Iterator[tuple[int, Any]]:
         """Return indices and values."""
+        spend(steps=len(self.values))
         return iter(enumerate(self.values))
 
     def __str__(self) -> str:
+        spend(steps=len(self.values))
         return ",".join("" if is_nullish(value) else text(value) for value in self.values)
 
 
@@ -111,12 +121,13 @@ class Object(float):
     def __iter__(self) -> Iterator[str]:
         return iter(self.values)
 
-    def keys(self) -> list[str]:
-        """Return the names of the members."""
-        return list(self.values)
+    def keys(self) -> tuple[()]:
+        """Return nothing, as an array does."""
+        return ()
 
     def items(self) -> ItemsView[str, Any]:
         """Return the members."""
+        spend(steps=len(self.values))
         return self.values.items()
 
     def __eq__(self, other: object) -> bool:
@@ -132,20 +143,37 @@ class Object(float):
 Mapping.register(Object)
 
 
-def root_of(variables: Mapping[str, Any]) -> dict[str, Any]:
+class Text(str):
+    """A text that charges for being printed; short ones are charged by their tag."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        spend(chars=len(self))
+        return str.__str__(self)
+
+
+class Root(dict[str, Any]):
+    """The variables as a template sees them."""
+
+
+def root_of(variables: Mapping[str, Any]) -> Root:
     """Return the variables as a template sees them; a string that is a JSON array or object becomes one."""
-    return {name: _variable(value) for name, value in variables.items()}
+    if isinstance(variables, Root):
+        return variables
+    return Root((name, _variable(value)) for name, value in variables.items())
 
 
 def _variable(value: Any) -> Any:
     if type(value) is not str:
         return _wrapped(value)
+    spend(steps=len(value) // 1000)
     if value.lstrip(" \t\r\n")[:1] in ("[", "{"):
         try:
             return _wrapped(json.loads(value, parse_constant=_no_json))
         except (ValueError, RecursionError):
-            return value
-    return value
+            return _wrapped(value)
+    return _wrapped(value)
 
 
 def _no_json(constant: str) -> NoReturn:
@@ -155,6 +183,10 @@ def _no_json(constant: str) -> NoReturn:
 def _wrapped(value: Any) -> Any:
     if value is None:
         return NULL
+    if isinstance(value, str):
+        return Text(value) if len(value) > _SHORT_CHARS else value
+    if isinstance(value, Mapping | list | tuple):
+        spend(steps=len(value))
     if isinstance(value, Mapping):
         return Object({str(key): _wrapped(item) for key, item in value.items()})
     if isinstance(value, list | tuple):
@@ -166,6 +198,8 @@ def _wrapped(value: Any) -> Any:
 
 def json_text(value: Any, *, indent: str = "") -> str:
     """Return what `JSON.stringify(value, null, 2)` returns; `undefined` is the empty string."""
+    # The indent of a nested value counts too: it is repeated on each line.
+    spend(steps=5, chars=len(indent) + (len(value) if isinstance(value, str) else 8))
     inner = f"{indent}  "
     match value:
         case None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from schemas import template
@@ -12,6 +14,7 @@ from schemas.job import InvokeJob, JobRecord
 from schemas.outcome import Code, Failed
 from schemas.output import OutputSpec
 from schemas.parameters import Parameters
+from schemas.template_budget import Budget
 from schemas.tool import ToolSpec
 from worker.flow.history import bounded, unanswered_calls
 from worker.store.base import JobContext, StoredAssistant
@@ -75,9 +78,13 @@ def prepare(record: JobRecord, context: JobContext, *, default_model: str | None
         )
     variables = {**config.variables, **job.variables}
     strict = config.strict_variables if job.strict_variables is None else job.strict_variables
+    # One for all of the job's messages: a job may have as many as it likes.
+    budget = Budget()
     try:
-        instructions = template.render(config.instructions, variables, strict=strict)
-        own = _rendered(instructions, config, job, variables, strict=strict)
+        seen = template.variables_of(variables, budget=budget)
+        render = partial(template.render, variables=seen, strict=strict, budget=budget)
+        instructions = render(config.instructions)
+        own = _rendered(instructions, config, job, render)
     except template.MissingVariableError as exc:
         return Failed(
             code=Code.MISSING_VARIABLE,
@@ -128,30 +135,28 @@ def _merged(config: AssistantConfig, job: InvokeJob) -> Parameters:
 
 
 def _rendered(
-    instructions: str, config: AssistantConfig, job: InvokeJob, variables: dict[str, Any], *, strict: bool
+    instructions: str, config: AssistantConfig, job: InvokeJob, render: Callable[[str], str]
 ) -> list[Message]:
     # A service that hosts the assistant has its instructions already, or gets them by themselves.
     sent = instructions and config.provider == "openai"
     messages = [Message(role="system", content=instructions)] if sent else []
     parts = config.template if job.template is None else job.template
-    return messages + [_rendered_message(part, variables, strict=strict) for part in parts]
+    return messages + [_rendered_message(part, render) for part in parts]
 
 
-def _rendered_message(
-    message: TemplateMessage | JobTemplateMessage, variables: dict[str, Any], *, strict: bool
-) -> Message:
+def _rendered_message(message: TemplateMessage | JobTemplateMessage, render: Callable[[str], str]) -> Message:
     content = message.content
     if isinstance(content, str):
-        content = template.render(content, variables, strict=strict)
+        content = render(content)
     elif content is not None:
-        content = tuple(_rendered_part(part, variables, strict=strict) for part in content)
+        content = tuple(_rendered_part(part, render) for part in content)
     if isinstance(message, TemplateMessage):
         return Message(role=message.role, content=content)
     return Message(**{**dict(message), "content": content})
 
 
-def _rendered_part(part: Part, variables: dict[str, Any], *, strict: bool) -> Part:
-    return TextPart(text=template.render(part.text, variables, strict=strict)) if isinstance(part, TextPart) else part
+def _rendered_part(part: Part, render: Callable[[str], str]) -> Part:
+    return TextPart(text=render(part.text)) if isinstance(part, TextPart) else part
 
 
 def _unknown_assistant(job: InvokeJob) -> str:
