@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 _LOOK_AGAIN_S = 1.0
 # What is still to be cancelled when the gateway ends may take this long.
 _CLOSE_WITHIN_S = 5.0
+_CANCEL_AGAIN_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,9 @@ class Calls:
         self._timeout_s = timeout_s
         self._enqueue_script = connection.register_script(read_script("producer", "enqueue.lua"))
         self._cancel_script = connection.register_script(cancel_script())
-        self._errands: set[asyncio.Task[None]] = set()
+        # Jobs that are still to be cancelled, and the one task that does it while there are any.
+        self._unwanted: set[str] = set()
+        self._cancelling: asyncio.Task[None] | None = None
 
     async def answer(self, job: InvokeJob, request: Request) -> JobResult:
         """Run the job and return its result; raises a Problem for one that did not succeed, or takes too long.
@@ -110,8 +113,9 @@ class Calls:
 
     async def aclose(self) -> None:
         """Wait a little for what is still to be cancelled."""
-        if self._errands:
-            await asyncio.wait(self._errands, timeout=_CLOSE_WITHIN_S)
+        if self._cancelling is not None and not self._cancelling.done():
+            await asyncio.wait({self._cancelling}, timeout=_CLOSE_WITHIN_S)
+            self._cancelling.cancel()
 
     @asynccontextmanager
     async def _waiting(self, job: InvokeJob, request: Request) -> AsyncIterator[_Waiting]:
@@ -148,15 +152,21 @@ class Calls:
         )
 
     def _cancel_soon(self, job_id: str) -> None:
-        async def cancel() -> None:
+        self._unwanted.add(job_id)
+        if self._cancelling is None or self._cancelling.done():
+            self._cancelling = asyncio.create_task(self._cancel_unwanted())
+
+    async def _cancel_unwanted(self) -> None:
+        """Cancel them all, as often as it takes: Redis may be away when the caller leaves."""
+        while self._unwanted:
+            job_id = next(iter(self._unwanted))
             try:
                 await self._cancel_script(keys=[], args=[job_id])
             except redis.exceptions.RedisError as exc:
-                log.warning("job %s, for which nobody waits any more, was not cancelled: %s", job_id, exc)
-
-        task = asyncio.create_task(cancel())
-        self._errands.add(task)
-        task.add_done_callback(self._errands.discard)
+                log.warning("%d jobs are still to be cancelled, trying again: %s", len(self._unwanted), exc)
+                await asyncio.sleep(_CANCEL_AGAIN_S)
+            else:
+                self._unwanted.discard(job_id)
 
 
 def _shutdown() -> Problem:

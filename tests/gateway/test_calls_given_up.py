@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from producer.gateway.switchboard import Switchboard
 from schemas import names
 from schemas.stream import PART_FIELD, Begun, StreamPart, TextPart
 from tests.given import a_job, state, text, until
+from tests.servers import OwnValkey
 
 pytestmark = pytest.mark.anyio
 
@@ -113,3 +115,27 @@ async def test_who_comes_while_the_gateway_shuts_down_is_sent_away_and_its_job_w
     with pytest.raises(Problem, match="shuts down"):
         await calls.answer(a_job("j"), Client().request)
     assert await called_off(calls, redis_client, "j")
+
+
+async def test_the_job_of_a_caller_who_left_while_the_server_was_away_is_called_off_when_it_is_back(
+    servers_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with OwnValkey(servers_dir / "away", appendfsync="always") as valkey:
+        redis = Redis.from_url(valkey.url)
+        switchboard, client = Switchboard(redis), Client()
+        async with switchboard.running():
+            calls = Calls(redis, switchboard, Obstacles(redis), timeout_s=60)
+            answer = asyncio.create_task(calls.answer(a_job("j"), client.request))
+            await until_enqueued(redis, "j")
+            valkey.kill()
+            client.left.set()
+            with pytest.raises(Problem):
+                await answer
+
+            async def one_try_has_failed() -> bool:
+                return "cancelled" in caplog.text
+
+            await until(one_try_has_failed, within_s=30)
+            valkey.start()
+            assert await called_off(calls, redis, "j")
+        await redis.aclose()
