@@ -1,7 +1,7 @@
 """A workspace sees nothing of another: every route is asked with a key of another one, and with none.
 
-What another workspace owns answers exactly as what does not exist, shows nothing, and stays as it is. To a key that only
-some assistants are shared with, what is of the others shows nothing either (producer/gateway/access.py).
+What another workspace owns answers exactly as what does not exist, shows nothing, and stays as it is. To a key that
+only some assistants are shared with, what is of the others shows nothing either (producer/gateway/access.py).
 """
 
 from __future__ import annotations
