@@ -504,6 +504,12 @@ def test_an_invocation_that_is_not_recorded_runs_each_time_whatever_its_key(clie
     assert [text_of(invoke(client, scene, body)) for _ in range(2)] == ["one", "two"]
 
 
+def test_a_thread_id_that_cannot_be_one_is_refused_before_it_is_looked_for(client: httpx.Client, scene: Scene) -> None:
+    scene.assistant()
+    answer = invoke(client, scene, {"messages": [_user("Hi")], "threadId": "a\0b"})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "threadId")
+
+
 def _job_of(answer: httpx.Response) -> str:
     return str(answer.json()["id"]).removeprefix("chatcmpl-")
 

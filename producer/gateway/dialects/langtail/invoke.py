@@ -188,8 +188,6 @@ async def _invoke(
     config = await _deployed(request, caller, address, environment, v)
     asked = body or InvokeRequest()
     unrecorded = (do_not_record or "").lower() == "true" or bool(asked.doNotRecord)
-    if asked.threadId:
-        await parts.in_thread(_refuse_thread, parts, caller, asked.threadId)
     # What is not recorded cannot be found again.
     run = await begun(
         request,
@@ -208,6 +206,8 @@ async def _invoke(
         headers=request.headers,
         unrecorded=unrecorded,
     )
+    if asked.threadId:
+        await parts.in_thread(_refuse_thread, parts, caller, asked.threadId)
     call = ChatCall(
         job=job,
         model=job.model or config.model or parts.settings.model or config.provider,
