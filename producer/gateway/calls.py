@@ -1,7 +1,8 @@
 """A synchronous call over the queue: enqueue a job, wait for its end by event, return its result.
 
 A call that ends before its job does cancels it: because its caller left, its time was over, or something stands in
-the way (obstacles.py). Only a job that an `Idempotency-Key` names goes on, for the request that will be sent again.
+the way (obstacles.py). Only one that is `findable` goes on: its dialect has named it by the request's
+`Idempotency-Key`, and the request that will be sent again finds it.
 """
 
 from __future__ import annotations
@@ -66,25 +67,27 @@ class Calls:
         self._unwanted: set[str] = set()
         self._cancelling: asyncio.Task[None] | None = None
 
-    async def answer(self, job: InvokeJob, request: Request) -> JobResult:
+    async def answer(self, job: InvokeJob, request: Request, *, findable: bool = False) -> JobResult:
         """Run the job and return its result; raises a Problem for one that did not succeed, or takes too long.
 
         `request` is the caller's, whose body was read: who leaves before the end cancels the job.
 
         It is not waited for the disk: a caller who waits hears of a loss, and asks again.
         """
-        async with self._waiting(job, request) as waiting:
+        async with self._waiting(job, request, findable=findable) as waiting:
             result = await self._end_of(waiting)
         if not result.succeeded:
             raise failure(result)
         return result
 
-    async def stream(self, job: InvokeJob, request: Request) -> AsyncGenerator[StreamPart | JobResult]:
+    async def stream(
+        self, job: InvokeJob, request: Request, *, findable: bool = False
+    ) -> AsyncGenerator[StreamPart | JobResult]:
         """Run the job and yield its parts as they come, and last its result; raises as Relay.parts does.
 
         `job.tell` must be `stream`. Who stops listening has to close the generator, which cancels the job too.
         """
-        async with self._waiting(job, request) as waiting:
+        async with self._waiting(job, request, findable=findable) as waiting:
             parts = Relay(self._redis, waiting.job_id, waiting.news, timeout_s=self._timeout_s).parts()
             async with aclosing(_unless(waiting.trouble, parts)) as told:
                 async for part in told:
@@ -118,10 +121,9 @@ class Calls:
             self._cancelling.cancel()
 
     @asynccontextmanager
-    async def _waiting(self, job: InvokeJob, request: Request) -> AsyncIterator[_Waiting]:
+    async def _waiting(self, job: InvokeJob, request: Request, *, findable: bool) -> AsyncIterator[_Waiting]:
         """Enqueue the job and watch over the wait for it; what leaves the block by an exception cancels the job."""
         record = JobRecord(id=job.id or f"job_{uuid.uuid4().hex}", job=job)
-        asked_again = job.id is not None and "idempotency-key" in request.headers
         try:
             async with self._switchboard.listening(names.done_channel(record.id)) as news:
                 with self._obstacles.watched(record) as trouble, _told_when_gone(request, trouble):
@@ -130,7 +132,7 @@ class Calls:
                     yield _Waiting(record.id, news, trouble)
         except BaseException:
             # GeneratorExit among them. Not here: who is cut off may wait for nothing more.
-            if not asked_again:
+            if not findable:
                 self._cancel_soon(record.id)
             raise
 

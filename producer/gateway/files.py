@@ -18,6 +18,7 @@ from sqlmodel import Session, and_, col, or_, select
 from starlette.datastructures import UploadFile
 
 from producer.gateway.problem import Kind, Problem
+from producer.gateway.sharing import made_within, within
 from schemas.file_retention import delete_chunks
 from schemas.tables import FileChunk, StoredFile, storable
 
@@ -29,7 +30,10 @@ InThread = Callable[..., Awaitable[Any]]
 
 @dataclass(frozen=True, slots=True)
 class NewFile:
-    """What is to be saved, beside its bytes. `id` is made by the server, never by a caller."""
+    """What is to be saved, beside its bytes. `id` is made by the server, never by a caller.
+
+    `assistants` are those that the key which brings it may use, None all of its workspace.
+    """
 
     id: str
     workspace: str
@@ -38,12 +42,14 @@ class NewFile:
     mime_type: str
     text: str | None = None
     expires_at: datetime | None = None
+    assistants: list[str] | None = None
 
 
 class Files:
     """The files of one database; its tables must exist. Its methods are for threads, but for `save`.
 
-    A file that was deleted, has expired or belongs to another workspace is not there.
+    A file that was deleted, has expired or belongs to another workspace is not there. `assistants` are those of the
+    key that looks, which sees what access.py says; None sees all.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -81,11 +87,12 @@ class Files:
             upload.drop()
             raise
 
-    def get(self, workspace: str, file_id: str) -> StoredFile | None:
+    def get(self, workspace: str, file_id: str, *, assistants: frozenset[str] | None = None) -> StoredFile | None:
         """Return the file, None if there is none of this id."""
         with Session(self._engine) as session:
             query = select(StoredFile).where(StoredFile.id == file_id, _is_there(workspace))
-            return session.exec(query).one_or_none()
+            found = session.exec(query).one_or_none()
+        return found if found is not None and within(found.assistants, assistants) else None
 
     def page(
         self,
@@ -95,6 +102,7 @@ class Files:
         limit: int,
         after: str | None = None,
         oldest_first: bool = False,
+        assistants: frozenset[str] | None = None,
     ) -> tuple[list[StoredFile], bool]:
         """Return up to `limit` files of these purposes, newest first, and whether there are more.
 
@@ -103,9 +111,11 @@ class Files:
         """
         query = select(StoredFile).where(_is_there(workspace), col(StoredFile.purpose).in_(list(purposes)))
         with Session(self._engine) as session:
+            of_workspace = col(StoredFile.workspace) == workspace
+            query = query.where(made_within(session, col(StoredFile.assistants), of_workspace, assistants))
             if after is not None:
                 cursor = session.get(StoredFile, after)
-                if cursor is None or cursor.workspace != workspace:
+                if cursor is None or cursor.workspace != workspace or not within(cursor.assistants, assistants):
                     raise Problem(Kind.BAD_REQUEST, f"after: there is no file '{after}'", param="after")
                 query = query.where(_beyond(cursor, oldest_first=oldest_first))
             order = (col(StoredFile.created_at), col(StoredFile.id))
@@ -201,6 +211,7 @@ class _Upload:
             mime_type=self._new.mime_type,
             size_bytes=self._size_bytes,
             text=self._new.text,
+            assistants=self._new.assistants,
             created_at=datetime.now(UTC),
             expires_at=self._new.expires_at,
         )

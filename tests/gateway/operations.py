@@ -123,7 +123,7 @@ _HELLO = [{"role": "user", "content": "Hi"}]
 SAMPLES: dict[str, tuple[Sample, ...]] = {
     # OpenAI's
     "POST /v1/chat/completions": (
-        Sample(json=lambda n: {"model": n.model, "messages": _HELLO}, names=False),
+        Sample(json=lambda n: {"model": n.model, "messages": _HELLO}, names=False, uses_assistant=True),
         Sample(json=lambda n: {"model": n.address, "messages": _HELLO}, names=True, uses_assistant=True),
     ),
     "POST /v1/files": (

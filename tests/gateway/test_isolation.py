@@ -1,13 +1,16 @@
 """A workspace sees nothing of another: every route is asked with a key of another one, and with none.
 
-What another workspace owns answers exactly as what does not exist, shows nothing, and stays as it is.
+What another workspace owns answers exactly as what does not exist, shows nothing, and stays as it is. To a key that
+only some assistants are shared with, what is of the others shows nothing either (producer/gateway/access.py).
 """
 
 from __future__ import annotations
 
+import base64
+import json
 from collections.abc import Iterator
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 import httpx
 import pytest
@@ -26,6 +29,10 @@ from tests.served_gateway import ServedGateway
 # Whoever asks for these says no more than that the gateway is there, and how it is.
 PUBLIC = {"/healthz", "/readyz", "/openapi.json", "/metrics"}
 STRANGER = "stranger"
+# What a key with some assistants of a workspace meets all the same: the scope `webhooks` is for the whole of it.
+OF_THE_WORKSPACE = ("/v1/webhooks/",)
+# Who names an assistant here that is not shared with the key gets an empty page.
+LISTS_NOTHING = {"GET /v1/jobs"}
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +68,12 @@ def without_names(text: str, each: Asked, names: Names) -> str:
         if value in told:
             text = text.replace(value, "<named>")
     return text
+
+
+def told_of_others(text: str, each: Asked, names: Names) -> list[str]:
+    """Return what an answer tells of the workspace's things that it was not asked with; its own name is no secret."""
+    said = without_names(text, each, names).replace(names.workspace, "<own>")
+    return [word for word in (*names.all(), MARK) if word in said]
 
 
 def test_what_is_public_is_listed_here() -> None:
@@ -112,14 +125,66 @@ def test_a_stranger_meets_nothing_of_another_workspace_and_changes_nothing_there
     assert tenant.held() == held
 
 
-def test_an_assistant_that_is_not_shared_with_a_key_is_not_used_by_it(gateway: ServedGateway, tenant: Tenant) -> None:
-    with gateway.client(tenant.workspace, assistants=[f"{tenant.workspace}/tests/other"]) as client:
+def test_a_key_that_another_assistant_is_shared_with_meets_nothing_of_the_rest_and_changes_nothing(
+    gateway: ServedGateway, tenant: Tenant
+) -> None:
+    with gateway.client(tenant.workspace, assistants=[f"{tenant.workspace}/tests/other"]) as narrow:
+        rows, held = tenant.rows(), tenant.held()
+        for names in (tenant.ended, tenant.running):
+            for each in private():
+                if each.operation.path.startswith(OF_THE_WORKSPACE):
+                    continue
+                answer = send(narrow, each, names)
+                what = f"{each.operation.name} {answer.status_code}: {answer.text}"
+                if (each.names_something or each.uses_assistant) and each.operation.name not in LISTS_NOTHING:
+                    assert answer.status_code in {403, 404, 501} | each.sample.refused, what
+                assert not told_of_others(shown(answer), each, names), what
+        # The key's own row names what it has made.
+        made_anew = {"api_keys"}
+        after = tenant.rows()
+        assert all(kept <= after[table] for table, kept in rows.items() if table not in made_anew)
+        assert tenant.held() == held
+
+
+def test_a_cursor_that_is_made_up_or_another_keys_shows_a_key_nothing_more(
+    gateway: ServedGateway, tenant: Tenant
+) -> None:
+    far = base64.urlsafe_b64encode(json.dumps(["9999-01-01T00:00:00+00:00", "z"]).encode()).decode()
+    lists = [
+        each
+        for each in private()
+        if each.operation.method == "GET"
+        and each.sample.query is None
+        and not each.operation.path.startswith(OF_THE_WORKSPACE)
+    ]
+    narrow = gateway.client(tenant.workspace, assistants=[f"{tenant.workspace}/tests/other"])
+    with narrow, gateway.client(STRANGER) as stranger, gateway.client(tenant.workspace) as owner:
+        for each in lists:
+            asked = each.request(tenant.ended)
+            page = owner.request(**asked, params={"limit": 1})
+            told = page.json() if page.headers["content-type"] == "application/json" else {}
+            cursors = [far, *([told["next_cursor"]] if isinstance(told, dict) and told.get("next_cursor") else [])]
+            for params in [{"cursor": cursor} for cursor in cursors] + [
+                {"after": name} for name in tenant.ended.all() if name in str(told)
+            ]:
+                for client in (narrow, stranger):
+                    answer = client.request(**asked, params=params)
+                    assert answer.status_code < 500, (each.operation.name, params, answer.text)
+                    said = shown(answer).replace(str(params.get("after")), "<named>")
+                    assert not told_of_others(said, each, tenant.ended), (each.operation.name, params, answer.text)
+
+
+def test_a_name_whose_slashes_are_escaped_is_no_way_round(gateway: ServedGateway, tenant: Tenant) -> None:
+    names, escaped = tenant.ended, quote(tenant.ended.address, safe="")
+    narrow = gateway.client(tenant.workspace, assistants=[f"{tenant.workspace}/tests/other"])
+    with narrow, gateway.client(STRANGER) as stranger:
         for each in private():
-            if each.uses_assistant:
-                answer = send(client, each, tenant.ended)
-                assert answer.status_code in {403, 404, 501}, (each.operation.name, answer.text)
-                # Names may be repeated, they are of the key's own workspace; texts have a space behind the mark.
-                assert f"{MARK} " not in shown(answer), each.operation.name
+            path = str(each.request(names)["url"])
+            if names.address in path:
+                for client in (narrow, stranger):
+                    answer = client.request(**{**each.request(names), "url": path.replace(names.address, escaped)})
+                    assert answer.status_code in {403, 404, 405}, (each.operation.name, answer.text)
+                    assert not told_of_others(shown(answer), each, names), (each.operation.name, answer.text)
 
 
 def test_the_owner_meets_all_of_it(gateway: ServedGateway, tenant: Tenant) -> None:

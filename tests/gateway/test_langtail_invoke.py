@@ -476,6 +476,40 @@ def test_row_42_a_key_of_one_project_may_leave_workspace_and_project_away(
             assert (answer.status_code, answer.json()["error"]["code"]) == (404, "no_project")
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_invocation_that_is_sent_again_with_its_key_is_answered_by_the_first_ones_job(
+    client: httpx.Client, scene: Scene, stream: bool
+) -> None:
+    scene.assistant()
+    scene.replies(answers("once"))
+    client.headers["idempotency-key"] = "k-1"
+    body = {"messages": [_user("Hi")], "stream": stream}
+    first, second = (invoke(client, scene, body) for _ in range(2))
+    assert (first.status_code, "once" in first.text, "once" in second.text) == (200, True, True)
+    assert thread_of(first) == thread_of(second)
+    assert len(scene.turns(thread_of(first))) == 2
+    # Redis forgets a result; SQL does not.
+    scene.works.redis.delete(f"aq:result:{first.headers['x-request-id']}")
+    assert "once" in invoke(client, scene, body).text
+    client.headers["x-langtail-metadata-tenant"] = "b"
+    other = invoke(client, scene, body)
+    assert (other.status_code, other.json()["error"]["code"]) == (422, "idempotency_key_reused")
+
+
+def test_an_invocation_that_is_not_recorded_runs_each_time_whatever_its_key(client: httpx.Client, scene: Scene) -> None:
+    scene.assistant()
+    scene.replies(answers("one"), answers("two"))
+    client.headers["idempotency-key"] = "k-1"
+    body = {"messages": [_user("Hi")], "doNotRecord": True}
+    assert [text_of(invoke(client, scene, body)) for _ in range(2)] == ["one", "two"]
+
+
+def test_a_thread_id_that_cannot_be_one_is_refused_before_it_is_looked_for(client: httpx.Client, scene: Scene) -> None:
+    scene.assistant()
+    answer = invoke(client, scene, {"messages": [_user("Hi")], "threadId": "a\0b"})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "threadId")
+
+
 def _job_of(answer: httpx.Response) -> str:
     return str(answer.json()["id"]).removeprefix("chatcmpl-")
 

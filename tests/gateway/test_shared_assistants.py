@@ -173,3 +173,56 @@ def test_a_job_that_failed_is_not_retried_in_a_thread_that_became_anothers(
     assert (failed["status"], said["status"]) == ("failed", "succeeded")
     assert problem(others.post(f"/v1/jobs/{failed['id']}/retry")) == (404, "thread_unknown")
     assert problem(others.post(f"/v1/job-batches/{batch}/retry")) == (404, "thread_unknown")
+
+
+def test_files_and_batches_are_seen_by_keys_that_have_all_of_their_makers_assistants(
+    gateway: ServedGateway, client: httpx.Client, scene: Scene, mine: httpx.Client, others: httpx.Client
+) -> None:
+    batch = ended(mine, create(mine, jsonl([request_line("a", scene.address, "Hi")]))["id"])
+    files = [batch["input_file_id"], batch["output_file_id"]]
+    for file_id in files:
+        for method, path in (("GET", ""), ("GET", "/content"), ("DELETE", "")):
+            assert others.request(method, f"/v1/files/{file_id}{path}").status_code == 404
+        assert others.get("/v1/files", params={"after": file_id}).status_code == 400
+        asked = {"input_file_id": file_id, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+        assert others.post("/v1/batches", json=asked).status_code == 404
+    assert others.get(f"/v1/batches/{batch['id']}").status_code == 404
+    assert others.post(f"/v1/batches/{batch['id']}/cancel").status_code == 404
+    assert others.get("/v1/batches", params={"after": batch["id"]}).status_code == 400
+    assert others.get("/v1/files").json()["data"] == others.get("/v1/batches").json()["data"] == []
+    both = [scene.address, f"{scene.workspace}/tests/others"]
+    with gateway.client(scene.workspace, assistants=both) as wider:
+        for key in (mine, wider, client):
+            assert {each["id"] for each in key.get("/v1/files").json()["data"]} == set(files)
+            assert [each["id"] for each in key.get("/v1/batches").json()["data"]] == [batch["id"]]
+            assert key.get(f"/v1/files/{files[1]}/content").status_code == 200
+        theirs = ended(wider, create(wider, jsonl([request_line("a", scene.address, "Hi")]))["id"])
+    assert mine.get(f"/v1/batches/{theirs['id']}").status_code == 404
+    assert client.get("/v1/batches").json()["data"][0]["id"] == theirs["id"]
+
+
+def test_an_attachment_is_its_makers_and_an_assistants_own_go_with_it(
+    client: httpx.Client, scene: Scene, mine: httpx.Client, others: httpx.Client
+) -> None:
+    def uploaded(by: httpx.Client) -> str:
+        answer = by.post("/attachment/v1/upload", files={"file": ("a.txt", b"The secret is 7.")})
+        return str(answer.raise_for_status().json()["attachmentId"])
+
+    def asks(by: httpx.Client, assistant: str, *attached: str) -> int:
+        said = {"role": "user", "content": "Hi", "attachmentIds": attached}
+        told = {"assistantId": assistant, "messages": [said]}
+        return by.post("/assistant/v1/chat/completions", json=told).status_code
+
+    own = uploaded(mine)
+    theirs = f"{scene.workspace}/tests/others"
+    assert asks(mine, scene.address, own) == 200
+    assert asks(others, theirs, own) == 404
+    assert others.post("/assistant/v1/create", json={"name": "A", "attachments": [own]}).status_code == 404
+    assert others.request("DELETE", "/attachment/v1/delete", json={"attachmentId": own}).status_code == 404
+    whole = uploaded(client)
+    told = {"assistantId": theirs, "attachments": [whole]}
+    assert client.patch("/assistant/v1/update", json=told).status_code == 200
+    assert asks(others, theirs) == 200
+    assert "The secret is 7." in str(scene.asked[-1])
+    assert others.patch("/assistant/v1/update", json=told).status_code == 200
+    assert others.request("DELETE", "/attachment/v1/delete", json={"attachmentId": whole}).status_code == 404

@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import Engine
 from sqlmodel import Session, col, select, update
 
+from producer.gateway.access import Caller
 from producer.gateway.dialects.openai.batching.endings import end_without_rows
 from producer.gateway.dialects.openai.batching.lease import LEASE, CalledOffError, Lease, LeaseLostError, StoppingError
 from producer.gateway.dialects.openai.batching.result_files import ResultFile
@@ -28,6 +29,10 @@ def new(workspace: str = "acme") -> NewBatch:
         completion_window="24h",
         metadata={"nul\0": "\ud800"},
     )
+
+
+def a_caller(workspace: str = "acme") -> Caller:
+    return Caller(key_id="k", workspace=workspace, scopes=frozenset(), assistants=None, rpm=None)
 
 
 def claimed(engine: Engine, batch_id: str, *, now: datetime | None = None) -> OpenAIBatch:
@@ -67,10 +72,10 @@ def test_a_batch_is_one_gateways_until_its_lease_ends_and_then_the_next_ones_alo
     with Session(engine) as session:
         assert [each.event_type for each in session.exec(select(Delivery))] == ["batch.failed"]
     assert store.due(later + 2 * LEASE, limit=10) == []
-    ended = store.get("acme", batch_id)
+    ended = store.get(a_caller(), batch_id)
     assert ended is not None
     assert ended.status == "failed"
-    assert store.get("other", batch_id) is None
+    assert store.get(a_caller("other"), batch_id) is None
 
 
 def test_long_work_hears_that_the_gateway_ends_and_that_the_batch_is_called_off(
@@ -99,7 +104,7 @@ def test_batches_of_one_moment_are_paged_each_once(engine: Engine) -> None:
     seen: list[str] = []
     after, has_more = None, True
     while has_more:
-        rows, has_more = store.page("acme", limit=2, after=after)
+        rows, has_more = store.page(a_caller(), limit=2, after=after)
         seen += [row.id for row in rows]
         after = rows[-1]
     assert sorted(seen) == sorted(made)

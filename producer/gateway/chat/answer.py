@@ -26,10 +26,14 @@ REQUEST_ID_HEADER = "x-request-id"
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """A request that is to become a job; `earlier` is how that of an earlier one with the same key ended."""
+    """A request that is to become a job; `earlier` is how that of an earlier one with the same key ended.
+
+    It is `findable` if it has a key: a request that is sent again finds its job.
+    """
 
     job_id: str
     earlier: JobResult | None
+    findable: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +54,7 @@ class ChatCall:
     beside: Extra = field(default=lambda _: {})
 
 
-async def begun(request: Request, caller: Caller, key: str | None, *, operation: str, body: BaseModel) -> Begun:
+async def begun(request: Request, caller: Caller, key: str | None, *, operation: str, body: BaseModel | str) -> Begun:
     """Return the id of the job that the request becomes; with an `Idempotency-Key` it is that of its first try.
 
     Every answer has it as `x-request-id`, errors included.
@@ -59,23 +63,23 @@ async def begun(request: Request, caller: Caller, key: str | None, *, operation:
     told = await identified(parts, key, workspace=caller.workspace, operation=operation, body=body)
     job_id = told.job_id if told else f"job_{uuid.uuid4().hex}"
     request.state.request_id = job_id
-    return Begun(job_id=job_id, earlier=await ended_before(parts, told))
+    return Begun(job_id=job_id, earlier=await ended_before(parts, told), findable=told is not None)
 
 
-async def answered(request: Request, call: ChatCall, *, earlier: JobResult | None = None) -> Response:
-    """Run the job, unless it has ended `earlier`, and return its answer; raises a Problem if it has none."""
-    calls = parts_of(request).calls
+async def answered(request: Request, call: ChatCall, run: Begun) -> Response:
+    """Run the job, unless it has ended earlier, and return its answer; raises a Problem if it has none."""
+    calls, earlier = parts_of(request).calls, run.earlier
     completion_id = completion_id_of(call.job.id or "")
     headers = {REQUEST_ID_HEADER: call.job.id or ""}
     if earlier is not None and not earlier.succeeded:
         raise failure(earlier)
     if not call.stream:
-        result = earlier or await calls.answer(call.job, request)
+        result = earlier or await calls.answer(call.job, request, findable=run.findable)
         return JSONResponse(
             chat_completion(result, completion_id=completion_id, extra=call.beside(result)), headers=headers
         )
     chunks = chat_chunks(
-        calls.stream(call.job, request) if earlier is None else _ended(earlier),
+        calls.stream(call.job, request, findable=run.findable) if earlier is None else _ended(earlier),
         completion_id=completion_id,
         model=call.model,
         dialect=call.dialect,

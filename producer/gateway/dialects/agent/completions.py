@@ -122,7 +122,7 @@ async def create_agent_chat_completion(
     run = await begun(request, caller, idempotency_key, operation=operation, body=body)
     session_id = await _session_id(parts, caller, body, run)
     call = _call(body, run, agent, session_id=session_id, model=agent.model(parts.settings))
-    return await answered(request, call, earlier=run.earlier)
+    return await answered(request, call, run)
 
 
 async def agent_of(parts: Parts, caller: Caller, agent_id: str) -> StoredAssistant:

@@ -157,7 +157,7 @@ async def get_assistant(
 
 
 def _create(body: CreateRequest, caller: Caller, parts: Parts) -> Stored:
-    tools = _checked(body, caller, parts, known=())
+    tools = _checked(body, caller, parts)
 
     def config_of(address: str) -> AssistantConfig:
         return AssistantConfig(
@@ -179,7 +179,7 @@ def _update(body: UpdateRequest, caller: Caller, parts: Parts) -> Stored:
     given = body.model_fields_set
     if "name" in given and body.name is None:
         raise Problem(Kind.BAD_REQUEST, "name: an assistant needs one; leave it out to keep it", param="name")
-    tools = _checked(body, caller, parts, known=found.config.tools or ())
+    tools = _checked(body, caller, parts, found)
     changes: dict[str, Any] = {}
     if "description" in given:
         changes["description"] = body.description or ""
@@ -201,11 +201,12 @@ def _update(body: UpdateRequest, caller: Caller, parts: Parts) -> Stored:
     return stored.update(found, change, {**_details(body), **name})
 
 
-def _checked(body: _Fields, caller: Caller, parts: Parts, *, known: tuple[ToolSpec, ...]) -> tuple[ToolSpec, ...]:
+def _checked(body: _Fields, caller: Caller, parts: Parts, found: Stored | None = None) -> tuple[ToolSpec, ...]:
     """Return the tools that are asked for; those that the assistant has already are named by `actionId`."""
+    known, attachments = ((), []) if found is None else (found.config.tools or (), found.details.attachments)
     refuse_what_is_lacking(web_search=body.webSearch, image_generation=body.imageGeneration)
     # 404 for one that is not there, before anything is stored.
-    Attached(parts.files, caller.workspace).parts(body.attachments or ())
+    Attached(parts.files, caller, of_assistant=attachments).parts(body.attachments or ())
     has = {tool.name: tool for tool in known}
     actions = body.actions or []
     kept = [has[str(action["actionId"])] for action in actions if str(action.get("actionId")) in has]

@@ -6,6 +6,7 @@ import base64
 from collections.abc import Iterable, Sequence
 from uuid import UUID
 
+from producer.gateway.access import Caller
 from producer.gateway.files import Files
 from producer.gateway.problem import Kind, Problem
 from schemas.chat import ImagePart, ImageUrl, Message, Part, TextPart
@@ -19,10 +20,11 @@ _SENT_MAX_BYTES = 12 * 1024 * 1024
 class Attached:
     """The attachments of one request, read once each, and not more than a job may carry."""
 
-    def __init__(self, files: Files, workspace: str) -> None:
-        """Read this workspace's."""
+    def __init__(self, files: Files, caller: Caller, *, of_assistant: Iterable[UUID] = ()) -> None:
+        """Read those that the caller sees, and those that a stored assistant which it may use has of its own."""
         self._files = files
-        self._workspace = workspace
+        self._caller = caller
+        self._of_assistant = frozenset(map(str, of_assistant))
         self._read: dict[str, Part] = {}
         self._times: dict[str, int] = {}
 
@@ -42,7 +44,8 @@ class Attached:
         return part
 
     def _found(self, attachment_id: str) -> Part:
-        file = self._files.get(self._workspace, attachment_id)
+        seen_by = None if attachment_id in self._of_assistant else self._caller.assistants
+        file = self._files.get(self._caller.workspace, attachment_id, assistants=seen_by)
         if file is None or file.purpose != PURPOSE:
             raise Problem(Kind.NOT_FOUND, f"there is no attachment {attachment_id}", code="attachment_not_found")
         if file.text is not None:

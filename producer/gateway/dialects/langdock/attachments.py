@@ -22,7 +22,7 @@ from producer.gateway.access import Caller, caller
 from producer.gateway.dialects.langdock.attached import PURPOSE
 from producer.gateway.dialects.langdock.attachment_kinds import ATTACHMENT_MAX_BYTES, content_of
 from producer.gateway.dialects.langdock.errors import attachment_errors
-from producer.gateway.files import NewFile, pieces_of
+from producer.gateway.files import Files, NewFile, pieces_of
 from producer.gateway.http.strict_json import StrictJsonRoute
 from producer.gateway.keys import Scope
 from producer.gateway.parts import parts_of
@@ -99,6 +99,7 @@ async def upload_attachment(request: Request, caller: Annotated[Caller, Depends(
             filename=filename,
             mime_type=content.mime_type,
             text=content.text,
+            assistants=caller.made_with,
         )
         stored = await parts.files.save(new, pieces_of(file), max_bytes=max_bytes, in_thread=parts.in_thread_to_its_end)
     return Uploaded(
@@ -113,9 +114,14 @@ async def delete_attachment(
 ) -> Deleted:
     """Delete an attachment: conversations that were had keep what they were sent of it."""
     parts = parts_of(request)
-    if not await parts.in_thread(parts.files.delete, caller.workspace, str(body.attachmentId)):
+    if not await parts.in_thread(_delete, parts.files, caller, str(body.attachmentId)):
         raise Problem(Kind.NOT_FOUND, f"there is no attachment {body.attachmentId}", code="attachment_not_found")
     return Deleted(success=True, message="Attachment deleted successfully", attachmentId=body.attachmentId)
+
+
+def _delete(files: Files, caller: Caller, attachment_id: str) -> bool:
+    seen = files.get(caller.workspace, attachment_id, assistants=caller.assistants)
+    return seen is not None and seen.purpose == PURPOSE and files.delete(caller.workspace, attachment_id)
 
 
 @asynccontextmanager

@@ -77,9 +77,10 @@ async def list_assistant_models(request: Request, caller: Annotated[Caller, Depe
 
 
 def _job_of(body: CompletionRequest, caller: Caller, parts: Parts) -> InvokeJob:
-    attached = Attached(parts.files, caller.workspace)
     if body.assistant is not None:
         refuse_inline(caller)
+        attached = Attached(parts.files, caller)
         return job_of_temporary(body, body.assistant, attached, workspace=caller.workspace)
     found = StoredAssistants(parts.engine, parts.assistants).find(caller, body.assistantId or "")
+    attached = Attached(parts.files, caller, of_assistant=found.details.attachments)
     return job_of_stored(body, found.address, attached, attachment_ids=found.details.attachments)

@@ -12,13 +12,14 @@ import re
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends, Header, Query, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from pydantic import BaseModel
 from starlette.convertors import Convertor, register_url_convertor
 
 from producer.gateway.access import Caller, caller
 from producer.gateway.bodies import DEPLOYMENT_NOT_FOUND, Dialect
-from producer.gateway.chat.completion import ChatCompletion, chat_chunks, chat_completion, completion_id_of
+from producer.gateway.chat.answer import ChatCall, answered, begun
+from producer.gateway.chat.completion import ChatCompletion
 from producer.gateway.chat.request import callers_tools
 from producer.gateway.continued import thread_of_others
 from producer.gateway.dialects.langtail.config import (
@@ -27,15 +28,15 @@ from producer.gateway.dialects.langtail.config import (
     deployment,
     playground_state,
 )
-from producer.gateway.dialects.langtail.request import InvokeRequest, job_of
-from producer.gateway.http import sse
+from producer.gateway.dialects.langtail.request import InvokeRequest, asked_for, job_of
 from producer.gateway.http.strict_json import StrictJsonRoute
+from producer.gateway.idempotency import IdempotencyKey
 from producer.gateway.keys import Scope
 from producer.gateway.parts import Parts, parts_of
 from producer.gateway.problem import Kind, Problem
 from producer.gateway.stored_assistant import read_version, version_in
 from producer.gateway.threads import Threads, no_thread
-from schemas.assistant import AssistantConfig
+from schemas.assistant import INLINE_PATH, AssistantConfig
 from schemas.outcome import Code
 
 RESERVED = (
@@ -99,7 +100,7 @@ _INVOKE: dict[str, Any] = {
     "response_model": ChatCompletion,
     "responses": {
         200: {"content": {"text/event-stream": {}}, "headers": {THREAD_HEADER: {"schema": {"type": "string"}}}},
-        **errors(402, 404, 409, 502, 504),
+        **errors(402, 404, 409, 422, 502, 504),
     },
 }
 
@@ -113,10 +114,11 @@ async def invoke_of_project(
     body: _Request = None,
     v: _Version = None,
     do_not_record: _DoNotRecord = None,
+    key: IdempotencyKey = None,
 ) -> Response:
     """Invoke an assistant of the key's project."""
     address = f"{_project_of(caller)}/{slug}"
-    return await _invoke(request, caller, body, address, environment, v, do_not_record)
+    return await _invoke(request, caller, body, address, environment, v, do_not_record, key)
 
 
 @router.get("/list-deployments", response_model=Deployments, responses=errors())
@@ -146,10 +148,11 @@ async def invoke(
     body: _Request = None,
     v: _Version = None,
     do_not_record: _DoNotRecord = None,
+    key: IdempotencyKey = None,
 ) -> Response:
     """Invoke an assistant: a job of its own, which waits its turn under the workspace's limits."""
     address = f"{workspace}/{project}/{assistant}"
-    return await _invoke(request, caller, body, address, environment, v, do_not_record)
+    return await _invoke(request, caller, body, address, environment, v, do_not_record, key)
 
 
 @router.get(_PATH, response_model=PlaygroundState, responses=errors(404))
@@ -174,41 +177,50 @@ async def _invoke(
     environment: str,
     v: str | None,
     do_not_record: str | None,
+    key: str | None,
 ) -> Response:
     parts = parts_of(request)
     config = await _deployed(request, caller, address, environment, v)
+    asked = body or InvokeRequest()
+    unrecorded = (do_not_record or "").lower() == "true" or bool(asked.doNotRecord)
+    # What is not recorded cannot be found again.
+    run = await begun(
+        request,
+        caller,
+        None if unrecorded else key,
+        operation=f"langtail.invoke {address} {environment}",
+        body=asked_for(asked, version=v, headers=request.headers),
+    )
     job = job_of(
-        body or InvokeRequest(),
+        asked,
+        job_id=run.job_id,
         address=address,
         environment=environment,
         version=int(v) if v else None,
         config=config,
         headers=request.headers,
-        do_not_record=(do_not_record or "").lower() == "true",
+        unrecorded=unrecorded,
     )
-    if body is not None and body.threadId:
-        await parts.in_thread(_refuse_thread, parts, caller, body.threadId)
-    tools = config.tools if job.tools is None else job.tools
-    headers = {} if job.thread_id is None else {THREAD_HEADER: job.thread_id}
-    completion_id = completion_id_of(str(job.id))
+    if asked.threadId:
+        await parts.in_thread(_refuse_thread, parts, caller, asked.threadId)
+    call = ChatCall(
+        job=job,
+        model=job.model or config.model or parts.settings.model or config.provider,
+        dialect=Dialect.LANGTAIL,
+        stream=job.tell == "stream",
+        whole=config.output is not None,
+        callers_tools=callers_tools(*((config.tools if job.tools is None else job.tools) or ())),
+    )
     try:
-        if job.tell == "stream":
-            chunks = chat_chunks(
-                parts.calls.stream(job, request),
-                completion_id=completion_id,
-                model=job.model or config.model or parts.settings.model or config.provider,
-                dialect=Dialect.LANGTAIL,
-                whole=config.output is not None,
-                callers_tools=callers_tools(*(tools or ())),
-            )
-            return await sse.event_stream(chunks, headers=headers)
-        result = await parts.calls.answer(job, request)
+        response = await answered(request, call, run)
     except Problem as problem:
         if problem.code == Code.ASSISTANT_UNKNOWN:
             # It was taken away between our look and the worker's.
             raise _not_found() from problem
         raise
-    return JSONResponse(chat_completion(result, completion_id=completion_id), headers=headers)
+    if job.thread_id is not None:
+        response.headers[THREAD_HEADER] = job.thread_id
+    return response
 
 
 async def _config(request: Request, caller: Caller, address: str, environment: str, v: str | None) -> PlaygroundState:
@@ -240,7 +252,8 @@ def _refuse_thread(parts: Parts, caller: Caller, thread_id: str) -> None:
 
 def _project_of(caller: Caller) -> str:
     """Return the one project of the assistants that are shared with the key, as `workspace/project`."""
-    projects = {address.rpartition("/")[0] for address in caller.assistants or ()}
+    stored = (address for address in caller.assistants or () if not address.endswith(INLINE_PATH))
+    projects = {address.rpartition("/")[0] for address in stored}
     if len(projects) != 1:
         raise Problem(
             Kind.NOT_FOUND,

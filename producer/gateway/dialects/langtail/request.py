@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -152,26 +153,27 @@ class InvokeRequest(_Body):
 def job_of(
     body: InvokeRequest,
     *,
+    job_id: str,
     address: str,
     environment: str,
     version: int | None,
     config: AssistantConfig,
     headers: Mapping[str, str],
-    do_not_record: bool,
+    unrecorded: bool,
 ) -> InvokeJob:
     """Return the job; Problem 400 for what cannot be one.
 
-    The id of its thread is chosen here, because the answer's headers tell it before the job ends. One that is not
+    The id of its thread follows from its own: the answer's headers tell it before the job ends, and alike when it is
+    sent again. One that is not
     to be recorded and names no thread leaves none (decision 31). Its templates are lenient (decision 10-17).
     """
-    unrecorded = do_not_record or bool(body.doNotRecord)
     fields: dict[str, Any] = {name: getattr(body, name) for name in _OVERRIDES}
     fields |= {
-        "id": f"job_{uuid.uuid4().hex}",
+        "id": job_id,
         "assistant": address,
         "environment": environment,
         "version": version,
-        "thread_id": body.threadId or (None if unrecorded else f"thread_{uuid.uuid4().hex}"),
+        "thread_id": body.threadId or (None if unrecorded else f"thread_{job_id.removeprefix('job_')}"),
         "keep_thread": not unrecorded,
         "variables": body.variables or {},
         "messages": messages_of(body.messages or (), where="messages"),
@@ -188,6 +190,12 @@ def job_of(
         return InvokeJob.model_validate(fields)
     except ValidationError as error:
         raise refusal(error) from error
+
+
+def asked_for(body: InvokeRequest, *, version: str | None, headers: Mapping[str, str]) -> str:
+    """Return all that an invocation asks of its assistant, as one text."""
+    told = {"version": version, "metadata": _metadata_of(headers), "body": body.model_dump(exclude_unset=True)}
+    return json.dumps(told, sort_keys=True)
 
 
 def refusal(error: ValidationError) -> Problem:

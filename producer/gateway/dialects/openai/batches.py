@@ -136,7 +136,7 @@ async def create_batch(
 ) -> BatchObject:
     """Make a batch of the requests in a file; it is checked and run in the background."""
     parts = parts_of(request)
-    file = await file_for_batches(parts, caller.workspace, body.input_file_id, param="input_file_id")
+    file = await file_for_batches(parts, caller, body.input_file_id, param="input_file_id")
     if file.purpose != INPUT_PURPOSE:
         raise Problem(
             Kind.BAD_REQUEST,
@@ -163,14 +163,14 @@ async def list_batches(
     after: str | None = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
 ) -> BatchList:
-    """List the workspace's batches."""
+    """List the batches that the key sees."""
     parts = parts_of(request)
     cursor = None
     if after is not None:
-        cursor = await parts.in_thread(_store(parts).get, caller.workspace, after)
+        cursor = await parts.in_thread(_store(parts).get, caller, after)
         if cursor is None:
             raise Problem(Kind.BAD_REQUEST, f"after: there is no batch '{after}'", param="after")
-    rows, has_more = await parts.in_thread(_store(parts).page, caller.workspace, limit=limit, after=cursor)
+    rows, has_more = await parts.in_thread(_store(parts).page, caller, limit=limit, after=cursor)
     data = await parts.in_thread(lambda: [_told(parts, row) for row in rows])
     first, last = (data[0].id, data[-1].id) if data else (None, None)
     return BatchList(data=data, first_id=first, last_id=last, has_more=has_more)
@@ -213,7 +213,7 @@ def _cancel(parts: Parts, caller: Caller, batch_id: str) -> BatchObject:
 
 
 def _found(parts: Parts, caller: Caller, batch_id: str) -> OpenAIBatch:
-    row = _store(parts).get(caller.workspace, batch_id)
+    row = _store(parts).get(caller, batch_id)
     if row is None:
         raise Problem(Kind.NOT_FOUND, f"No batch found with id '{batch_id}'.", code="batch_not_found", param="batch_id")
     return row

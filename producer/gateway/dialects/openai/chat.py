@@ -157,7 +157,7 @@ async def create_chat_completion(
             raise unknown_model(body.model)
     run = await begun(request, caller, idempotency_key, operation="chat.completions", body=body)
     call = _call(body, run, workspace=caller.workspace, assistant=assistant)
-    return await answered(request, call, earlier=run.earlier)
+    return await answered(request, call, run)
 
 
 def address_in(model: str) -> tuple[str, str | None] | None:

@@ -106,6 +106,7 @@ async def create_file(request: Request, caller: Annotated[Caller, Depends(caller
             filename=upload.filename or "file",
             mime_type="application/jsonl",
             expires_at=expires_at,
+            assistants=caller.made_with,
         )
         file = await parts.files.save(
             new, pieces_of(upload), max_bytes=parts.settings.http_max_upload_bytes, in_thread=parts.in_thread_to_its_end
@@ -122,7 +123,7 @@ async def list_files(
     after: str | None = None,
     order: Literal["asc", "desc"] = "desc",
 ) -> FileList:
-    """List the workspace's files for batches."""
+    """List the files for batches that the key sees."""
     parts = parts_of(request)
     if after is not None and not after.isprintable():
         raise Problem(Kind.BAD_REQUEST, f"after: there is no file {after!r}", param="after")
@@ -134,6 +135,7 @@ async def list_files(
         limit=limit,
         after=after,
         oldest_first=order == "asc",
+        assistants=caller.assistants,
     )
     data = [_told(file) for file in files]
     first, last = (data[0].id, data[-1].id) if data else (None, None)
@@ -145,7 +147,7 @@ async def retrieve_file(
     file_id: str, request: Request, caller: Annotated[Caller, Depends(caller(Scope.READ))]
 ) -> FileObject:
     """Return what is known of a file."""
-    return _told(await file_for_batches(parts_of(request), caller.workspace, file_id))
+    return _told(await file_for_batches(parts_of(request), caller, file_id))
 
 
 @router.get(
@@ -158,7 +160,7 @@ async def file_content(
 ) -> StreamingResponse:
     """Return the bytes of a file."""
     parts = parts_of(request)
-    file = await file_for_batches(parts, caller.workspace, file_id)
+    file = await file_for_batches(parts, caller, file_id)
     headers = {
         "content-length": str(file.size_bytes),
         "content-disposition": f'attachment; filename="{file.id}.jsonl"',
@@ -173,16 +175,18 @@ async def delete_file(
 ) -> FileDeleted:
     """Delete a file; a batch that has not read it to its end fails."""
     parts = parts_of(request)
-    file = await file_for_batches(parts, caller.workspace, file_id)
+    file = await file_for_batches(parts, caller, file_id)
     if not await parts.in_thread(parts.files.delete, caller.workspace, file.id):
         raise _unknown(file_id)
     return FileDeleted(id=file.id)
 
 
-async def file_for_batches(parts: Parts, workspace: str, file_id: str, *, param: str | None = None) -> StoredFile:
-    """Return the workspace's file of this id; Problem 404 for one that is for something else, too."""
+async def file_for_batches(parts: Parts, caller: Caller, file_id: str, *, param: str | None = None) -> StoredFile:
+    """Return the file of this id; Problem 404 for one that the key does not see, or that is for something else."""
     # What is not printable no id is, and PostgreSQL would refuse the question.
-    file = await parts.in_thread(parts.files.get, workspace, file_id) if file_id.isprintable() else None
+    file = None
+    if file_id.isprintable():
+        file = await parts.in_thread(parts.files.get, caller.workspace, file_id, assistants=caller.assistants)
     if file is None or file.purpose not in _PURPOSES:
         raise _unknown(file_id, param=param)
     return file

@@ -69,6 +69,7 @@ class ResultFile:
                 id=self.id,
                 workspace=self._batch.workspace,
                 purpose=PURPOSE,
+                assistants=self._batch.assistants,
                 filename=f"{self._batch.id}_{self._kind}.jsonl",
                 mime_type="application/jsonl",
                 size_bytes=self._size_bytes,

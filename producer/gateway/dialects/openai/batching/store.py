@@ -12,6 +12,8 @@ from typing import Any
 from sqlalchemy import Engine, exists, update
 from sqlmodel import Session, and_, col, or_, select
 
+from producer.gateway.access import Caller
+from producer.gateway.sharing import made_within, within
 from schemas.tables import Batch, OpenAIBatch
 
 COMPLETION_WINDOW = timedelta(hours=24)
@@ -74,22 +76,25 @@ class OpenAIBatches:
             session.commit()
         return row
 
-    def get(self, workspace: str, batch_id: str) -> OpenAIBatch | None:
-        """Return the workspace's batch, None if there is none of this id."""
+    def get(self, caller: Caller, batch_id: str) -> OpenAIBatch | None:
+        """Return the batch, None if there is none of this id that the key sees."""
         if not batch_id.isprintable():  # PostgreSQL would refuse the question
             return None
         with Session(self._engine) as session:
             row = session.get(OpenAIBatch, batch_id)
-        return row if row is not None and row.workspace == workspace else None
+        seen = row is not None and row.workspace == caller.workspace and within(row.assistants, caller.assistants)
+        return row if seen else None
 
-    def page(self, workspace: str, *, limit: int, after: OpenAIBatch | None) -> tuple[list[OpenAIBatch], bool]:
+    def page(self, caller: Caller, *, limit: int, after: OpenAIBatch | None) -> tuple[list[OpenAIBatch], bool]:
         """Return up to `limit` batches, newest first, those that come after one; and whether there are more."""
         made_at, batch_id = col(OpenAIBatch.created_at), col(OpenAIBatch.id)
-        query = select(OpenAIBatch).where(OpenAIBatch.workspace == workspace)
+        of_workspace = col(OpenAIBatch.workspace) == caller.workspace
+        query = select(OpenAIBatch).where(of_workspace)
         if after is not None:
             same_time = and_(made_at == after.created_at, batch_id < after.id)
             query = query.where(or_(made_at < after.created_at, same_time))
         with Session(self._engine) as session:
+            query = query.where(made_within(session, col(OpenAIBatch.assistants), of_workspace, caller.assistants))
             rows = list(session.exec(query.order_by(made_at.desc(), batch_id.desc()).limit(limit + 1)))
         return rows[:limit], len(rows) > limit
 
