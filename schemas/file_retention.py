@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Engine, delete, exists, or_, tuple_, update
+from sqlalchemy import Engine, delete, exists, func, or_, tuple_, update
 from sqlmodel import col, select
 
 from schemas.tables import FileChunk, StoredFile
@@ -14,14 +14,15 @@ from schemas.tables import FileChunk, StoredFile
 # A chunk has up to 1 MiB, and other writers of SQLite wait for a transaction.
 _STEP_CHUNKS = 32
 _PAGE_FILES = 100
-# No upload takes as long.
+# No upload is silent for as long.
 _UPLOAD_IS_LOST_AFTER = timedelta(days=1)
 
 
-def delete_chunks(engine: Engine, file_id: str) -> None:
-    """Delete the file's bytes in short transactions."""
+def delete_chunks(engine: Engine, file_id: str, *, before_each: Callable[[], None] = lambda: None) -> None:
+    """Delete the file's bytes in short transactions; `before_each` may raise, to go no further."""
     of_file = select(FileChunk.file_id, FileChunk.position).where(FileChunk.file_id == file_id).limit(_STEP_CHUNKS)
     while True:
+        before_each()
         with engine.connect() as connection:
             keys = [tuple(key) for key in connection.execute(of_file)]
         if not keys:
@@ -49,8 +50,10 @@ class FileRetention:
             over = or_(over, col(StoredFile.created_at) < self._before)
         yield from self._each(select(StoredFile.id).where(over), StoredFile.id)
         there = exists().where(col(StoredFile.id) == col(FileChunk.file_id), col(StoredFile.deleted_at).is_(None))
-        lost = col(FileChunk.created_at) < now - _UPLOAD_IS_LOST_AFTER
-        yield from self._each(select(FileChunk.file_id).where(lost, ~there).distinct(), FileChunk.file_id)
+        # Its youngest chunk: a body may trickle for longer.
+        lost = func.max(FileChunk.created_at) < now - _UPLOAD_IS_LOST_AFTER
+        uploads = select(FileChunk.file_id).where(~there).group_by(col(FileChunk.file_id)).having(lost)
+        yield from self._each(uploads, FileChunk.file_id)
 
     def _each(self, query: Any, key: Any) -> Iterator[int]:
         last = ""

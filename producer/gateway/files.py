@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import anyio
-from sqlalchemy import Engine, update
+from sqlalchemy import Engine, func, update
 from sqlmodel import Session, and_, col, or_, select
 from starlette.datastructures import UploadFile
 
@@ -202,7 +202,7 @@ class _Upload:
             self._position += 1
 
     def finish(self) -> StoredFile:
-        """Write the rest and, with it, the row."""
+        """Write the rest and, with it, the row; Problem 408 if retention took the upload for a lost one."""
         file = StoredFile(
             id=self._new.id,
             workspace=self._new.workspace,
@@ -216,6 +216,9 @@ class _Upload:
             expires_at=self._new.expires_at,
         )
         with Session(self._engine, expire_on_commit=False) as session:
+            of_file = select(func.count()).select_from(FileChunk).where(FileChunk.file_id == file.id)
+            if session.exec(of_file).one() != self._position:
+                raise Problem(Kind.BODY_TIMED_OUT, "the upload stood still for too long; send the file again")
             if self._buffer:
                 session.add(self._chunk(bytes(self._buffer)))
             session.add(file)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, event
 from sqlmodel import Session, col, select, update
 
 from producer.gateway.access import Caller
@@ -122,3 +123,34 @@ def test_a_workspace_has_no_more_subscriptions_than_a_batch_can_tell(engine: Eng
     with pytest.raises(InputError, match="as many as it may"):
         subscriptions.subscribe("acme", "http://hooks.test/more")
     assert len(subscriptions.of("acme")) == MOST_OF_A_WORKSPACE
+
+
+def test_what_earlier_claims_wrote_is_deleted_in_short_steps_while_the_lease_is_held(engine: Engine) -> None:
+    batch_id = OpenAIBatches(engine).create(new()).id
+    now = datetime.now(UTC)
+    for claim in range(2):
+        batch = claimed(engine, batch_id, now=now + claim * 2 * LEASE)
+        left = ResultFile(engine, batch, Lease(engine, batch, threading.Event()), kind="output").id
+        with Session(engine) as session:
+            for n in range(40):
+                session.add(FileChunk(file_id=left, position=n, created_at=now, content=b"x"))
+            session.commit()
+    stopping = threading.Event()
+    batch = claimed(engine, batch_id, now=now + 4 * LEASE)
+    file = ResultFile(engine, batch, Lease(engine, batch, stopping), kind="output")
+    deleted: list[int] = []
+
+    @event.listens_for(engine, "after_cursor_execute")
+    def _count(_connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+        if statement.startswith("DELETE FROM file_chunks"):
+            deleted.append(cursor.rowcount)
+            if len(deleted) == 1:
+                stopping.set()
+
+    with pytest.raises(StoppingError):
+        file.begin()
+    assert len(deleted) == 1
+    stopping.clear()
+    file.begin()
+    assert sum(deleted) == 80
+    assert len(deleted) >= 4

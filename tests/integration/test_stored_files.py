@@ -213,3 +213,25 @@ def test_what_its_caller_left_keeps_its_place_until_it_ends() -> None:
         assert await in_thread(places, lambda: "next") == "next"
 
     asyncio.run(leave())
+
+
+@pytest.mark.parametrize("silent", [False, True], ids=["trickles", "stands still"])
+def test_an_upload_that_takes_days_is_kept_while_it_goes_on_and_refused_where_it_lost_its_head(
+    files: Files, engine: Engine, silent: bool
+) -> None:
+    def pieces() -> Iterator[bytes]:
+        yield b"a" * CHUNK_BYTES
+        if not silent:
+            yield b"b" * CHUNK_BYTES
+        with Session(engine) as session:
+            session.exec(select(FileChunk).where(FileChunk.position == 0)).one().created_at -= timedelta(days=2)
+            session.commit()
+        list(FileRetention(engine, before=None).steps())
+        yield b"end"
+
+    if silent:
+        with pytest.raises(Problem, match="stood still"):
+            files.write(new(), pieces())
+        assert chunks(engine) == 0
+    else:
+        assert b"".join(files.content(files.write(new(), pieces()))).endswith(b"bend")

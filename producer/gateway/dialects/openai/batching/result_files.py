@@ -6,11 +6,12 @@ import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Engine, delete
-from sqlmodel import Session, col
+from sqlalchemy import Engine
+from sqlmodel import Session
 
 from producer.gateway.dialects.openai.batching.lease import Lease
 from producer.gateway.files import CHUNK_BYTES
+from schemas.file_retention import delete_chunks
 from schemas.tables import FileChunk, OpenAIBatch, StoredFile
 
 PURPOSE = "batch_output"
@@ -37,11 +38,9 @@ class ResultFile:
 
     def begin(self) -> None:
         """Delete what claims before this one wrote and could not finish."""
-        before = [self._id_of(claim) for claim in range(1, self._lease.claim)]
-        with Session(self._engine) as session:
-            self._lease.write(session)
-            session.execute(delete(FileChunk).where(col(FileChunk.file_id).in_(before)))
-            session.commit()
+        for claim in range(1, self._lease.claim):
+            # In short transactions: other writers of the database wait, and the lease must not end meanwhile.
+            delete_chunks(self._engine, self._id_of(claim), before_each=self._lease.keep)
 
     def add(self, line: dict[str, Any]) -> None:
         """Add a line."""
