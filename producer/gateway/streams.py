@@ -66,7 +66,7 @@ class Relay:
         while time.monotonic() < until_s:
             self._news.clear()
             try:
-                result, entries = await self._look()
+                result, entries, waits = await self._look()
             except redis.exceptions.RedisError:
                 # It answers again, or the time is over.
                 await self._wait(_TRY_AGAIN_S)
@@ -82,6 +82,9 @@ class Relay:
                 for end in self._end(JobResult.model_validate_json(result)):
                     yield end
                 return
+            if not entries and not waits:
+                # It ended, and its result is gone with its parts: the reader was too slow for what is not kept.
+                raise LostReply(self._job_id)
             if not entries:
                 await self._wait(_LOOK_AGAIN_S * random.uniform(0.75, 1.25))  # noqa: S311 - no secret
         raise Problem(Kind.TIMED_OUT, f"job {self._job_id} said nothing for {self._timeout_s:g} s", code="timed_out")
@@ -106,14 +109,17 @@ class Relay:
         except Mismatch:
             raise LostReply(self._job_id) from None
 
-    async def _look(self) -> tuple[bytes | None, list[Any]]:
-        # The result first: once it is there, so are all parts. That order is enough, and half of a transaction's work.
+    async def _look(self) -> tuple[bytes | None, list[Any], bool]:
+        """Return the result, the next parts, and whether the job has not ended."""
+        # In this order, which is half of a transaction's work: a job goes as its result comes, so one that ends in
+        # between is not taken for lost; and once the result is there, so are all parts.
         last = "{}-{}".format(*self._last)
         async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.exists(names.job(self._job_id))
             pipe.get(names.result(self._job_id))
             pipe.xrange(names.parts(self._job_id), min=f"({last}", count=_PARTS_AT_ONCE)
-            result, entries = await pipe.execute()
-        return result, entries
+            exists, result, entries = await pipe.execute()
+        return result, entries, bool(exists)
 
     async def _wait(self, seconds: float) -> None:
         try:

@@ -70,3 +70,8 @@ async def test_more_parts_than_are_taken_at_once_come_before_the_result(redis_cl
     await tell(redis_client, e1_0=begun(), **{f"e1_{number}": said(".") for number in range(1, 200)})
     await redis_client.set(names.result("j"), RESULT.model_copy(update={"output": "." * 199}).model_dump_json())
     assert len(await relayed(redis_client)) == 200
+
+
+async def test_a_reader_who_comes_after_all_is_gone_is_told_at_once_that_it_is_lost(redis_client: Redis) -> None:
+    with pytest.raises(LostReply):
+        await relayed(redis_client)
