@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import statistics
-import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,23 +18,19 @@ import aiohttp
 import click
 
 from ops.bench import report
-from ops.bench.overhead import NO_LIMITS, until
+from ops.bench.gateway_process import key_of, served
+from ops.bench.overhead import NO_LIMITS
 from ops.bench.stack import (
-    STOPS_WITHIN_S,
     BenchError,
-    Installation,
     SimServer,
     forget_own_settings,
     heed_sigterm,
     installation,
 )
 from producer import Producer
-from producer.embedded.child import Child
-from producer.gateway.keys import ApiKeys
 from schemas import InvokeJob
 from schemas.assistant import InlineAssistant
 from schemas.chat import Message
-from schemas.database import engine_for, ensure_tables
 
 GOAL = "added to the provider's own time: p50 <= 15 ms, p99 <= 50 ms"
 MODEL, BATCH_MODEL = "interactive", "batch"
@@ -115,14 +109,14 @@ def main(
         lanes = installed.directory / "lanes.yaml"
         lanes.write_text(_LANES, "utf-8")
         installed.env["ASSISTQ_LANES"] = str(lanes)
-        with installed.up() as producer, _gateway(installed) as url:
+        with installed.up() as producer, served(installed) as gateway:
             if batch_jobs:
                 report.say(f"enqueueing {batch_jobs} jobs of another workspace")
                 producer.enqueue_many(_batch(batch_jobs))
-            key = _key(installed, database_url)
+            key = key_of(installed, "caller", database_url=database_url)
             for many, count in ((1, calls), (at_once, calls_at_once)):
                 report.say(f"{count} calls of each way, {many} at once")
-                cells.append(asyncio.run(_cell(url, key, provider, producer, at_once=many, count=count)))
+                cells.append(asyncio.run(_cell(gateway.url, key, provider, producer, at_once=many, count=count)))
     report.write(
         out,
         bench="gateway",
@@ -151,31 +145,6 @@ def _batch(jobs: int) -> Iterator[InvokeJob]:
     assistant = InlineAssistant(workspace="batch", name="batch", model=BATCH_MODEL, instructions="Answer.")
     for number in range(jobs):
         yield InvokeJob(inline=assistant, messages=(Message(role="user", content=f"Row {number}"),))
-
-
-def _key(installed: Installation, database_url: str | None) -> str:
-    engine = engine_for(database_url or installed.settings.effective_database_url)
-    try:
-        ensure_tables(engine)
-        return ApiKeys(engine).create("caller").text
-    finally:
-        engine.dispose()
-
-
-@contextmanager
-def _gateway(installed: Installation) -> Iterator[str]:
-    """Run the gateway in a process of its own; yield its URL."""
-    log = installed.directory / "gateway.log"
-    child = Child([sys.executable, "-m", "producer.gateway"], env=installed.env, log_file=log)
-
-    def said() -> str:
-        return log.read_text("utf-8") if log.exists() else ""
-
-    try:
-        until(lambda: "gateway: http" in said(), what="the gateway listens", child=child)
-        yield said().split("gateway: ")[1].split()[0]
-    finally:
-        child.stop(grace_s=STOPS_WITHIN_S)
 
 
 async def _cell(url: str, key: str, provider: SimServer, producer: Producer, *, at_once: int, count: int) -> Cell:

@@ -100,7 +100,12 @@ class Installation:
         self.directory = directory
         self.data_dir = directory / "data"
         self.env = {name: value for name, value in os.environ.items() if not name.startswith("ASSISTQ_")}
-        self.env |= {"ASSISTQ_DATA_DIR": str(self.data_dir), "ASSISTQ_METRICS_PORT": "0", **settings}
+        self.env |= {
+            "ASSISTQ_DATA_DIR": str(self.data_dir),
+            "ASSISTQ_METRICS_PORT": "0",
+            "ASSISTQ_HTTP_PORT": "0",
+            **settings,
+        }
         self.settings = Settings(data_dir=self.data_dir)
 
     def start(self, *arguments: object) -> Child:

@@ -145,18 +145,19 @@ class Obstacles:
         lanes = list({lane_of[each.record.job.route] for each in stuck})
         async with self._redis.pipeline(transaction=False) as pipe:
             for lane in lanes:
-                pipe.zscore(names.PARKED, lane)
+                # The cool-down, and not when the lane is looked at again, which is also put off for want of room.
+                pipe.hget(names.limit(text(lane)), "cool_until_us")
             for each in stuck:
                 pipe.hget(names.job(each.record.id), "state")
             found = await pipe.execute()
-        opens_ms = dict(zip(lanes, found, strict=False))
+        opens_ms = {lane: int(until_us or 0) // 1000 for lane, until_us in zip(lanes, found, strict=False)}
         for each, state in zip(stuck, found[len(lanes) :], strict=True):
             lane = lane_of[each.record.job.route]
             if state is None or state in _OUT:
                 continue
             if lane in paused:
                 each.meets(_paused(text(lane)))
-            elif (opens_ms[lane] or 0) > now_ms + _OPENS_SOON_MS:
+            elif opens_ms[lane] > now_ms + _OPENS_SOON_MS:
                 # A wall is believed in while its lane cools down. After that a job tries it, which may be this one.
                 each.meets(_wall(LaneFault.model_validate_json(faults[lane]), (opens_ms[lane] - now_ms) / 1000))
 
