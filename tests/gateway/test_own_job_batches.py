@@ -207,7 +207,8 @@ def test_a_batch_can_be_called_off_while_it_runs_and_its_results_so_far_download
     go_on = threading.Event()
 
     def script(body: Any, _n: int) -> Reply:
-        word = body["messages"][-1]["content"]
+        # The template's; behind it stands what the thread's other jobs said.
+        word = next(message["content"] for message in body["messages"] if message["role"] == "user")
         if word != "one":
             go_on.wait(30)
         return completion(word)
@@ -217,6 +218,7 @@ def test_a_batch_can_be_called_off_while_it_runs_and_its_results_so_far_download
     text = "custom_id,word,thread_id\na,one,t\nb,two,t\nc,three,t\n"
     place = upload(client, text, name).headers["location"]
     until(lambda: len(results(client, place)) == 1, what="the first result can be downloaded")
+    until(lambda: len(scene.asked) == 2, what="the second runs")
     running = client.get(place).json()
     assert (running["status"], running["finished"]) == ("running", 1)
     assert problem(client.post(f"{place}/retry")) == (409, "not_retryable")
