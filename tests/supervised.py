@@ -67,13 +67,19 @@ def nobody_left(processes: Iterable[psutil.Process]) -> None:
 
 @contextmanager
 def stopped(pids: Iterable[int]) -> Iterator[None]:
-    """SIGSTOP the processes meanwhile."""
+    """SIGSTOP the processes meanwhile, each thread of them: on a busy machine one may run on for a moment."""
     pids = list(pids)
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
     try:
+        until(lambda: all(map(_stands_still, pids)), what=f"the processes {pids} stand still")
         yield
     finally:
         for pid in pids:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
+
+
+def _stands_still(pid: int) -> bool:
+    process = psutil.Process(pid)
+    return all(psutil.Process(thread.id).status() == psutil.STATUS_STOPPED for thread in process.threads())

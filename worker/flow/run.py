@@ -201,6 +201,8 @@ class Flow:
             await self._queue.append(claimed, ResultStep(result=result))
 
     async def _end(self, claimed: Claimed, result: JobResult, began_s: float) -> None:
+        # Of a job that ended elsewhere while we stood still, Redis knows only that it has ended, and would agree.
+        await self._leases.confirm(claimed)
         self._leases.let_go(claimed)
         await self._queue.finish(claimed, result)
         self._events.emit(

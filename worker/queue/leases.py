@@ -59,8 +59,8 @@ class Leases:
     async def confirm(self, claimed: Claimed) -> None:
         """Ask if the job is still ours, where its lease may have ended since we knew; raises StaleJobError, RedisAway.
 
-        Right before what cannot be taken back. A process that was stopped finds answers of
-        before in its sockets, and would go on from them as if no time had passed.
+        Right before what cannot be taken back, or would pass for another's. A process that was
+        stopped finds answers of before in its sockets, and would go on from them as if no time had passed.
         """
         asked_s = self._now_s()
         if asked_s - self._sure_s.get(claimed.hint, asked_s) < LEASE_S:
