@@ -8,7 +8,6 @@ the way (obstacles.py). Only one that is `findable` goes on: its dialect has nam
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
@@ -17,13 +16,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import redis.exceptions
+import structlog
 from fastapi import Request
 from redis.asyncio import Redis
 
-from producer.answers import refused
-from producer.cancellation import cancel_script, was_to_end
+from producer.cancellation import cancel_script
 from producer.entries import entry_of
-from producer.gateway.failures import failure
+from producer.gateway.failures import failure, refusal
 from producer.gateway.obstacles import Obstacles
 from producer.gateway.problem import Kind, Problem
 from producer.gateway.streams import Relay
@@ -34,7 +33,7 @@ from schemas.result import JobResult
 from schemas.scripts import read_script
 from schemas.stream import StreamPart
 
-log = logging.getLogger(__name__)
+_log = structlog.get_logger("assistq.gateway")
 
 # A word that was lost is made up for by looking again.
 _LOOK_AGAIN_S = 1.0
@@ -98,17 +97,7 @@ class Calls:
         try:
             await self._enqueue_script(keys=[], args=["", *entry_of(record)])
         except redis.exceptions.RedisError as exc:
-            full = refused(exc)
-            raise Problem(
-                Kind.UNAVAILABLE,
-                str(full or "the queue does not answer; try again"),
-                code="queue_unavailable",
-                retry_after_s=1,
-            ) from exc
-
-    async def cancel(self, job_id: str) -> bool:
-        """End the job as cancelled, as JobHandle.cancel does; False if it had ended, ProducerError if it is unknown."""
-        return was_to_end(int(await self._cancel_script(keys=[], args=[job_id])), job_id)
+            raise refusal(exc) from exc
 
     def shut(self) -> None:
         """Let nobody wait any longer: each is told to send the request again, and what waited is cancelled."""
@@ -165,7 +154,7 @@ class Calls:
             try:
                 await self._cancel_script(keys=[], args=[job_id])
             except redis.exceptions.RedisError as exc:
-                log.warning("%d jobs are still to be cancelled, trying again: %s", len(self._unwanted), exc)
+                _log.warning("cancellations_wait", jobs=len(self._unwanted), error=str(exc))
                 await asyncio.sleep(_CANCEL_AGAIN_S)
             else:
                 self._unwanted.discard(job_id)

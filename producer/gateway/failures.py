@@ -5,6 +5,7 @@ from __future__ import annotations
 import redis.exceptions
 import sqlalchemy.exc
 
+from producer.answers import refused
 from producer.gateway.problem import Kind, Problem
 from schemas.errors import AssistqError, InputError, QueueFull
 from schemas.outcome import Code, Status
@@ -69,6 +70,8 @@ def refusal(error: Exception) -> Problem:
             return Problem(Kind.UNAVAILABLE, str(error), code="queue_full", retry_after_s=1)
         case AssistqError():
             return Problem(Kind.UNAVAILABLE, str(error), code="queue_unavailable", retry_after_s=1)
+        case redis.exceptions.RedisError() if full := refused(error):
+            return refusal(full)
         case redis.exceptions.RedisError():
             what, code = "the queue does not answer; try again", "queue_unavailable"
         case _:

@@ -6,17 +6,18 @@ One look a second, for all calls that wait; it costs the same for one call and f
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass, field
 
 import redis.exceptions
+import structlog
 from redis.asyncio import Redis
 
 from producer.answers import text
 from producer.capacity import live_capacity
+from producer.gateway.background import in_background
 from producer.gateway.failures import kind_of
 from producer.gateway.problem import Kind, Problem
 from schemas import names
@@ -24,7 +25,7 @@ from schemas.job import JobRecord
 from schemas.lane import LaneFault
 from schemas.outcome import Code
 
-log = logging.getLogger(__name__)
+_log = structlog.get_logger("assistq.gateway")
 
 LOOK_EVERY_S = 0.5
 # A worker that is started again takes jobs within this.
@@ -58,16 +59,9 @@ class Obstacles:
         # Since when every look found no worker.
         self._nobody_since_s: float | None = None
 
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
+    def running(self) -> AbstractAsyncContextManager[None]:
         """Look meanwhile."""
-        task = asyncio.create_task(self._look_forever())
-        try:
-            yield
-        finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+        return in_background(self._look_forever)
 
     @contextmanager
     def watched(self, record: JobRecord) -> Iterator[asyncio.Future[Problem]]:
@@ -95,9 +89,9 @@ class Obstacles:
             try:
                 await self._look(list(self._watched))
             except redis.exceptions.RedisError as exc:
-                log.warning("the queue does not answer, trying again: %s", exc)
-            except Exception:
-                log.exception("walls were not looked for")
+                _log.warning("service_fault", part="redis", error=str(exc))
+            except Exception:  # noqa: BLE001 - it is logged, and the next look may find them
+                _log.exception("obstacles_crashed")
 
     async def _look(self, calls: list[_Watched]) -> None:
         routes = list({each.record.job.route for each in calls})

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ import redis.exceptions
 import structlog
 from redis.asyncio import Connection, Redis
 
+from producer.gateway.background import in_background
 from producer.gateway.problem import Kind, Problem
 
 _log = structlog.get_logger("assistq.gateway")
@@ -53,16 +54,9 @@ class Switchboard:
         self._changed: set[str] = set()
         self._bell = asyncio.Event()
 
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
+    def running(self) -> AbstractAsyncContextManager[None]:
         """Listen meanwhile."""
-        task = asyncio.create_task(self._own_forever())
-        try:
-            yield
-        finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+        return in_background(self._own_forever)
 
     @asynccontextmanager
     async def listening(self, channel: str) -> AsyncIterator[asyncio.Event]:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from fastapi import Request
 from redis.asyncio import Redis
+from structlog.testing import capture_logs
 
 from producer.gateway.calls import Calls
 from producer.gateway.obstacles import Obstacles
@@ -109,7 +110,7 @@ async def test_who_comes_while_the_gateway_shuts_down_is_sent_away_and_its_job_w
 
 
 async def test_the_job_of_a_caller_who_left_while_the_server_was_away_is_called_off_when_it_is_back(
-    servers_dir: Path, caplog: pytest.LogCaptureFixture
+    servers_dir: Path,
 ) -> None:
     with OwnValkey(servers_dir / "away", appendfsync="always") as valkey:
         redis = Redis.from_url(valkey.url)
@@ -119,14 +120,28 @@ async def test_the_job_of_a_caller_who_left_while_the_server_was_away_is_called_
             answer = asyncio.create_task(calls.answer(a_job("j"), client.request))
             await until_enqueued(redis, "j")
             valkey.kill()
-            client.left.set()
-            with pytest.raises(Problem):
-                await answer
 
             async def one_try_has_failed() -> bool:
-                return "cancelled" in caplog.text
+                return any(each["event"] == "cancellations_wait" for each in logged)
 
-            await until(one_try_has_failed, within_s=30)
+            with capture_logs() as logged:
+                client.left.set()
+                with pytest.raises(Problem):
+                    await answer
+                await until(one_try_has_failed, within_s=30)
             valkey.start()
             assert await called_off(calls, redis, "j")
+        await redis.aclose()
+
+
+async def test_who_comes_while_the_queues_memory_is_full_is_told_so(servers_dir: Path) -> None:
+    with OwnValkey(servers_dir / "full") as valkey:
+        redis = Redis.from_url(valkey.url)
+        switchboard = Switchboard(redis)
+        async with switchboard.running():
+            calls = Calls(redis, switchboard, Obstacles(redis), timeout_s=60)
+            with valkey.memory_full(), pytest.raises(Problem, match="memory is full") as full:
+                await calls.answer(a_job("j"), Client().request)
+            assert (full.value.kind, full.value.code) == (Kind.UNAVAILABLE, "queue_full")
+            await calls.aclose()
         await redis.aclose()

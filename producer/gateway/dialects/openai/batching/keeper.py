@@ -16,6 +16,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from producer.client import Producer
+from producer.gateway.background import in_background
 from producer.gateway.dialects.openai.batching.finish import Finish
 from producer.gateway.dialects.openai.batching.intake import Intake
 from producer.gateway.dialects.openai.batching.lease import LEASE, Lease, LeaseLostError, StoppingError
@@ -53,14 +54,11 @@ class BatchKeeper:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Work meanwhile; what is under way at the end is left for the next gateway, or another one."""
-        looking = asyncio.create_task(self._look_on())
         try:
-            yield
+            async with in_background(self._look_on):
+                yield
         finally:
             self._stopping.set()
-            looking.cancel()
-            with suppress(asyncio.CancelledError):
-                await looking
             await asyncio.gather(*self._working)
 
     async def _look_on(self) -> None:
