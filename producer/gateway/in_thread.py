@@ -1,30 +1,43 @@
-"""Runs what would hold the event loop up in threads, no more at once than their places."""
+"""Runs what would hold the event loop up in threads."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TypeVar
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import ParamSpec, TypeVar
 
 import anyio
-from anyio import CapacityLimiter
 
+Given = ParamSpec("Given")
 Found = TypeVar("Found")
 
 
-async def in_thread(places: CapacityLimiter, function: Callable[[], Found], *, to_its_end: bool = False) -> Found:
-    """Return what the function returns; its place is taken until it ends, and so is what it uses, such as SQL.
+class InThreads:
+    """Runs no more at once than it has threads: each is taken until its work ends, and so is what that uses.
 
-    Who is cancelled leaves it alone, or, with `to_its_end`, first waits for it: what comes next must find it done.
+    Who is cancelled leaves alone what runs; what has not begun never does.
     """
-    place = object()
-    await places.acquire_on_behalf_of(place)
-    running = asyncio.create_task(anyio.to_thread.run_sync(function, limiter=CapacityLimiter(1)))
-    running.add_done_callback(lambda _: places.release_on_behalf_of(place))
-    try:
-        return await asyncio.shield(running)
-    except asyncio.CancelledError:
-        if to_its_end:
+
+    def __init__(self, at_once: int) -> None:
+        """Have so many threads; they start as they are needed."""
+        self._pool = ThreadPoolExecutor(at_once)
+
+    async def __call__(self, function: Callable[Given, Found], *args: Given.args, **kwargs: Given.kwargs) -> Found:
+        """Return what the function returns, or raise what it raises."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, partial(function, *args, **kwargs))
+
+    async def to_its_end(self, function: Callable[Given, Found], *args: Given.args, **kwargs: Given.kwargs) -> Found:
+        """Do the same; who is cancelled first waits for it, as for a write that is to be taken back then."""
+        running = asyncio.ensure_future(self(function, *args, **kwargs))
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
             with anyio.CancelScope(shield=True):
                 await asyncio.wait({running})
-        raise
+            raise
+
+    def close(self) -> None:
+        """Begin nothing more; what runs is not waited for."""
+        self._pool.shutdown(wait=False, cancel_futures=True)

@@ -6,10 +6,9 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import ParamSpec, TypeVar, cast
+from typing import cast
 
 import anyio
-from anyio import CapacityLimiter
 from fastapi import Request
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
@@ -23,7 +22,7 @@ from producer.client import Producer
 from producer.gateway.calls import Calls
 from producer.gateway.checked_keys import CheckedKeys
 from producer.gateway.files import Files
-from producer.gateway.in_thread import in_thread
+from producer.gateway.in_thread import Found, Given, InThreads
 from producer.gateway.keys import ApiKeys
 from producer.gateway.obstacles import Obstacles
 from producer.gateway.request_limit import RequestLimit
@@ -32,9 +31,6 @@ from producer.records import Records
 from schemas import names
 from schemas.database import engine_for, ensure_tables
 from schemas.settings import Settings
-
-Given = ParamSpec("Given")
-Found = TypeVar("Found")
 
 # As many as the engine has connections.
 _THREADS = 20
@@ -50,7 +46,11 @@ _CONNECTION_WITHIN_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What the routes use. `producer` and SQL are for threads (`in_thread`), `redis` and `calls` for the loop."""
+    """What the routes use. `producer` and SQL are for threads (`in_thread`), `redis` and `calls` for the loop.
+
+    `enqueued` is for what waits for the queue's disk, so that it keeps nobody from reading SQL, and `submitted` for
+    what takes a whole file.
+    """
 
     settings: Settings
     engine: Engine
@@ -64,9 +64,9 @@ class Parts:
     files: Files
     switchboard: Switchboard
     calls: Calls
-    threads: CapacityLimiter
-    enqueues: CapacityLimiter
-    submissions: CapacityLimiter
+    in_thread: InThreads
+    enqueued: InThreads
+    submitted: InThreads
 
     async def queue_answers(self) -> bool:
         """Return whether the queue answers within ANSWERS_WITHIN_S."""
@@ -89,23 +89,11 @@ class Parts:
         with self.engine.connect() as connection:
             connection.execute(text("SELECT 1"))
 
-    async def in_thread(self, function: Callable[Given, Found], *args: Given.args, **kwargs: Given.kwargs) -> Found:
-        """Run what would hold the event loop up in a thread; who is cancelled does not wait for it."""
-        return await in_thread(self.threads, lambda: function(*args, **kwargs))
-
     async def in_thread_to_its_end(
         self, function: Callable[Given, Found], *args: Given.args, **kwargs: Given.kwargs
     ) -> Found:
-        """Do the same; who is cancelled waits for it, as for a write that is to be taken back then."""
-        return await in_thread(self.threads, lambda: function(*args, **kwargs), to_its_end=True)
-
-    async def enqueued(self, function: Callable[Given, Found], *args: Given.args, **kwargs: Given.kwargs) -> Found:
-        """Run what waits for the queue's disk in a thread, so that it keeps nobody from reading SQL."""
-        return await anyio.to_thread.run_sync(lambda: function(*args, **kwargs), limiter=self.enqueues)
-
-    async def submitted(self, function: Callable[Given, Found], *args: Given.args, **kwargs: Given.kwargs) -> Found:
-        """Run what takes a whole file in a thread, a few of them at once."""
-        return await anyio.to_thread.run_sync(lambda: function(*args, **kwargs), limiter=self.submissions)
+        """Do as `in_thread` does; who is cancelled first waits for it."""
+        return await self.in_thread.to_its_end(function, *args, **kwargs)
 
 
 @asynccontextmanager
@@ -125,6 +113,8 @@ async def opened(settings: Settings) -> AsyncIterator[Parts]:
     switchboard, obstacles = Switchboard(redis), Obstacles(redis)
     calls = Calls(redis, switchboard, obstacles, timeout_s=settings.http_timeout_s)
     keys = ApiKeys(engine)
+    in_thread, enqueued = InThreads(_THREADS), InThreads(_ENQUEUES_AT_ONCE)
+    submitted = InThreads(_SUBMISSIONS_AT_ONCE)
     try:
         async with (
             switchboard.running(),
@@ -144,12 +134,14 @@ async def opened(settings: Settings) -> AsyncIterator[Parts]:
                 files=Files(engine),
                 switchboard=switchboard,
                 calls=calls,
-                threads=CapacityLimiter(_THREADS),
-                enqueues=CapacityLimiter(_ENQUEUES_AT_ONCE),
-                submissions=CapacityLimiter(_SUBMISSIONS_AT_ONCE),
+                in_thread=in_thread,
+                enqueued=enqueued,
+                submitted=submitted,
             )
     finally:
         await calls.aclose()
+        for threads in (in_thread, enqueued, submitted):
+            threads.close()
         await redis.aclose()
         producer.close()
         engine.dispose()

@@ -10,12 +10,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from anyio import CapacityLimiter
 from sqlalchemy import Engine, event, func
 from sqlmodel import Session, select
 
 from producer.gateway.files import CHUNK_BYTES, Files, NewFile
-from producer.gateway.in_thread import in_thread
+from producer.gateway.in_thread import InThreads
 from producer.gateway.problem import Problem
 from schemas.file_retention import FileRetention
 from schemas.tables import FileChunk, StoredFile
@@ -173,44 +172,43 @@ def test_a_chunk_that_is_being_written_when_its_caller_leaves_goes_too(files: Fi
             assert goes_on.wait(30)
 
     async def upload() -> None:
-        places = CapacityLimiter(2)
-
-        async def run(function: Any) -> Any:
-            return await in_thread(places, function, to_its_end=True)
-
-        stream = these(b"a" * CHUNK_BYTES)
-        task = asyncio.create_task(files.save(new(), stream, max_bytes=CHUNK_BYTES, in_thread=run))
+        stream, to_its_end = these(b"a" * CHUNK_BYTES), InThreads(2).to_its_end
+        task = asyncio.create_task(files.save(new(), stream, max_bytes=CHUNK_BYTES, in_thread=to_its_end))
         assert await asyncio.to_thread(writes.wait, 30)
         task.cancel()
         # Its own turn of the loop: it has heard of it.
         await asyncio.wait({task}, timeout=0)
-        assert places.borrowed_tokens == 1
+        assert not task.done()
         goes_on.set()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert places.borrowed_tokens == 0
 
     asyncio.run(upload())
     assert chunks(engine) == 0
 
 
 def test_what_its_caller_left_keeps_its_place_until_it_ends() -> None:
-    begun, goes_on = threading.Event(), threading.Event()
+    begun, goes_on, done = threading.Event(), threading.Event(), list[str]()
 
     def work() -> None:
         begun.set()
         assert goes_on.wait(30)
+        done.append("left")
 
     async def leave() -> None:
-        places = CapacityLimiter(1)
-        task = asyncio.create_task(in_thread(places, work))
+        run = InThreads(1)
+        task = asyncio.create_task(run(work))
         assert await asyncio.to_thread(begun.wait, 30)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert places.borrowed_tokens == 1
+        given_up, comes_next = (asyncio.create_task(run(done.append, word)) for word in ("given up", "next"))
+        # Time in which neither may begin.
+        await asyncio.wait({given_up, comes_next}, timeout=0.1)
+        given_up.cancel()
         goes_on.set()
-        assert await in_thread(places, lambda: "next") == "next"
+        await comes_next
+        assert done == ["left", "next"]
 
     asyncio.run(leave())
 

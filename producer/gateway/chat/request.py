@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, Self, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from producer.gateway.faults import faults_in, problem_of
 from producer.gateway.problem import Fault, Kind, Problem
@@ -121,6 +121,38 @@ class FunctionTool(_Given):
     function: Function
 
 
+class StreamOptions(_Given):
+    """What a stream tells beside its parts."""
+
+    include_usage: bool | None = None
+
+
+class ChatRequest(_Given):
+    """What every request for a chat completion may have."""
+
+    messages: list[ChatMessage] = Field(min_length=1, fail_fast=True)
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    max_tokens: int | None = Field(default=None, ge=1)
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
+    stop: str | Annotated[list[str], Field(min_length=1, max_length=16)] | None = None
+    n: int | None = Field(default=None, ge=1, le=128)
+    tools: list[FunctionTool] | None = Field(default=None, max_length=128)
+    tool_choice: ToolChoice | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+    @model_validator(mode="after")
+    def _options_of_a_stream_need_one(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("`stream_options` is only for `stream: true`")
+        return self
+
+    @property
+    def include_usage(self) -> bool:
+        """Return whether a stream is to tell the usage."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+
 def messages_of(given: Sequence[ChatMessage], *, kind: Kind) -> tuple[Message, ...]:
     """Return the messages as the flow's; a Problem of this kind for one that makes no sense."""
     messages = []
@@ -180,14 +212,3 @@ def _refused(error: ValueError, kind: Kind, *place: str | int) -> Problem:
     if isinstance(error, ValidationError):
         return problem_of(faults_in(error, *place), kind=kind)
     return problem_of([Fault(where=("body", *place), what=str(error))], kind=kind)
-
-
-__all__ = [
-    "ChatMessage",
-    "FunctionTool",
-    "ToolChoice",
-    "callers_tools",
-    "client_tools",
-    "job_of",
-    "messages_of",
-]

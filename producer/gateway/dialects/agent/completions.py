@@ -17,26 +17,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from producer.gateway.access import Caller, caller
 from producer.gateway.bodies import Dialect
 from producer.gateway.chat.answer import Begun, ChatCall, answered, begun
 from producer.gateway.chat.completion import ChatCompletion
-from producer.gateway.chat.request import (
-    ChatMessage,
-    FunctionTool,
-    ToolChoice,
-    callers_tools,
-    client_tools,
-    job_of,
-    messages_of,
-)
+from producer.gateway.chat.request import ChatRequest, callers_tools, client_tools, job_of, messages_of
 from producer.gateway.dialects.agent.errors import AGENT_ERRORS
 from producer.gateway.dialects.agent.sessions import has_session, new_session_id
 from producer.gateway.http.strict_json import StrictJsonRoute
@@ -55,38 +46,12 @@ _ROLES = ("user", "assistant", "tool")
 _STREAM_ANSWER: dict[str, Any] = {"text/event-stream": {}}
 
 
-class AgentStreamOptions(BaseModel):
-    """What a stream tells beside its parts."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    include_usage: bool | None = None
-
-
-class AgentCompletionRequest(BaseModel):
+class AgentCompletionRequest(ChatRequest):
     """What is asked for; `model` may only repeat the agent's own."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    messages: list[ChatMessage] = Field(min_length=1, fail_fast=True)
     create_session: bool | None = None
     store_in_session: UUID | None = None
-    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
-    temperature: float | None = Field(default=None, ge=0, le=2)
-    n: int | None = Field(default=None, ge=1, le=128)
-    stop: str | Annotated[list[str], Field(min_length=1, max_length=16)] | None = None
-    max_tokens: int | None = Field(default=None, ge=1)
-    stream: bool | None = None
-    stream_options: AgentStreamOptions | None = None
     model: str | None = None
-    tools: list[FunctionTool] | None = Field(default=None, max_length=128)
-    tool_choice: ToolChoice | None = None
-
-    @model_validator(mode="after")
-    def _options_of_a_stream_need_one(self) -> Self:
-        if self.stream_options is not None and not self.stream:
-            raise ValueError("`stream_options` is only for `stream: true`")
-        return self
 
 
 class AgentCompletion(ChatCompletion):
@@ -223,7 +188,7 @@ def _call(
         model=model or "",
         dialect=Dialect.AGENT,
         stream=bool(body.stream),
-        include_usage=bool(body.stream_options and body.stream_options.include_usage),
+        include_usage=body.include_usage,
         whole=config.output is not None,
         callers_tools=callers_tools(*(config.tools or () if tools is None else tools)),
         beside=beside,

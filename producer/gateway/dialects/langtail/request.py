@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, StrictStr, ValidationError
 
+from producer.gateway.chat.request import FunctionCall, ImageContent, MadeToolCall, TextContent
 from producer.gateway.faults import faults_in, problem_of
 from producer.gateway.problem import Kind, Problem
 from schemas.assistant import AssistantConfig
@@ -42,42 +43,6 @@ class _Body(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class FunctionCall(_Body):
-    """A call of a function; `arguments` is JSON text."""
-
-    name: str
-    arguments: str
-
-
-class Call(_Body):
-    """A tool call of an assistant's message."""
-
-    id: str
-    type: Literal["function"] = "function"
-    function: FunctionCall
-
-
-class TextContent(_Body):
-    """A part that is text."""
-
-    type: Literal["text"]
-    text: str
-
-
-class ImageUrl(_Body):
-    """Where an image is."""
-
-    url: str = Field(min_length=1)
-    detail: Literal["auto", "low", "high"] = "auto"
-
-
-class ImageContent(_Body):
-    """A part that is an image."""
-
-    type: Literal["image_url"]
-    image_url: ImageUrl
-
-
 Content = Annotated[TextContent | ImageContent, Field(discriminator="type")]
 
 
@@ -87,7 +52,7 @@ class ChatMessage(_Body):
     role: Literal["assistant", "user", "system", "function", "tool"]
     content: str | Annotated[list[Content], Field(fail_fast=True)] | None = None
     name: str | None = None
-    tool_calls: Annotated[list[Call], Field(fail_fast=True)] | None = None
+    tool_calls: Annotated[list[MadeToolCall], Field(fail_fast=True)] | None = None
     tool_call_id: str | None = None
     function_call: FunctionCall | None = None
 

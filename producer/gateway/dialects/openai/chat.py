@@ -14,24 +14,16 @@ begins once it is whole. Without `strict`, the provider gets it as it is.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from producer.gateway.access import Caller, caller, refuse_inline
 from producer.gateway.chat.answer import Begun, ChatCall, answered, begun
 from producer.gateway.chat.completion import ChatCompletion
-from producer.gateway.chat.request import (
-    ChatMessage,
-    FunctionTool,
-    ToolChoice,
-    callers_tools,
-    client_tools,
-    job_of,
-    messages_of,
-)
+from producer.gateway.chat.request import ChatMessage, ChatRequest, callers_tools, client_tools, job_of, messages_of
 from producer.gateway.dialects.openai.errors import OPENAI_ERRORS
 from producer.gateway.dialects.openai.unsupported import refuse_unsupported
 from producer.gateway.http.strict_json import StrictJsonRoute
@@ -58,12 +50,6 @@ class OpenAIMessage(ChatMessage):
     """A message; the deprecated role `function` is not taken."""
 
     role: Literal["developer", "system", "user", "assistant", "tool"]
-
-
-class StreamOptions(_Given):
-    """What a stream tells beside its parts."""
-
-    include_usage: bool | None = None
 
 
 class TextFormat(_Given):
@@ -99,38 +85,23 @@ MetadataKey = Annotated[str, Field(min_length=1, max_length=64)]
 MetadataText = Annotated[str, Field(max_length=512)]
 
 
-class ChatCompletionRequest(BaseModel):
+class ChatCompletionRequest(ChatRequest):
     """What is asked for."""
 
     # What is not served is looked at by `refuse_unsupported`.
     model_config = ConfigDict(frozen=True, extra="allow")
 
     model: str = Field(min_length=1, max_length=300)
-    messages: list[OpenAIMessage] = Field(min_length=1, fail_fast=True)
-    temperature: float | None = Field(default=None, ge=0, le=2)
+    messages: list[OpenAIMessage] = Field(min_length=1, fail_fast=True)  # type: ignore[assignment]
     top_p: float | None = Field(default=None, ge=0, le=1)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
-    max_tokens: int | None = Field(default=None, ge=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
-    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
-    stop: str | Annotated[list[str], Field(min_length=1, max_length=16)] | None = None
-    n: int | None = Field(default=None, ge=1, le=128)
-    tools: list[FunctionTool] | None = Field(default=None, max_length=128)
-    tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
     user: str | None = Field(default=None, max_length=512)
     metadata: dict[MetadataKey, MetadataText] | None = Field(default=None, max_length=16)
-
-    @model_validator(mode="after")
-    def _options_of_a_stream_need_one(self) -> Self:
-        if self.stream_options is not None and not self.stream:
-            raise ValueError("`stream_options` is only for `stream: true`")
-        return self
 
 
 @router.post(
@@ -184,7 +155,7 @@ def _call(body: ChatCompletionRequest, run: Begun, *, workspace: str, assistant:
         job=job,
         model=body.model,
         stream=bool(body.stream),
-        include_usage=bool(body.stream_options and body.stream_options.include_usage),
+        include_usage=body.include_usage,
         whole=spec is not None,
         callers_tools=callers_tools(*(offered or ())),
     )
