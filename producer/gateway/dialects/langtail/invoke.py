@@ -11,12 +11,12 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Depends, Header, Query, Request
+from fastapi import APIRouter, Body, Header, Query, Request
 from fastapi.responses import Response
 from pydantic import BaseModel
 from starlette.convertors import Convertor, register_url_convertor
 
-from producer.gateway.access import Caller, caller
+from producer.gateway.access import Caller, Reads, Runs
 from producer.gateway.bodies import DEPLOYMENT_NOT_FOUND, Dialect
 from producer.gateway.chat.answer import ChatCall, answered, begun
 from producer.gateway.chat.completion import ChatCompletion
@@ -31,7 +31,6 @@ from producer.gateway.dialects.langtail.config import (
 from producer.gateway.dialects.langtail.request import InvokeRequest, asked_for, job_of
 from producer.gateway.http.strict_json import StrictJsonRoute
 from producer.gateway.idempotency import IdempotencyKey
-from producer.gateway.keys import Scope
 from producer.gateway.parts import Parts, parts_of
 from producer.gateway.problem import Kind, Problem
 from producer.gateway.stored_assistant import read_version, version_in
@@ -91,8 +90,6 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
 router = APIRouter(route_class=StrictJsonRoute, tags=["Langtail"])
 _PATH = "/{workspace:langtail_workspace}/{project}/{assistant}/{environment}"
 _PROJECT_PATH = "/project-prompt/{slug}/{environment}"
-_Runs = Annotated[Caller, Depends(caller(Scope.RUN))]
-_Reads = Annotated[Caller, Depends(caller(Scope.READ))]
 _Version = Annotated[str | None, Query(alias="v", description="Pins a version, whatever the environment.")]
 _DoNotRecord = Annotated[str | None, Header(alias="x-langtail-do-not-record")]
 _Request = Annotated[InvokeRequest | None, Body()]
@@ -110,7 +107,7 @@ async def invoke_of_project(
     slug: str,
     environment: str,
     request: Request,
-    caller: _Runs,
+    caller: Runs,
     body: _Request = None,
     v: _Version = None,
     do_not_record: _DoNotRecord = None,
@@ -122,7 +119,7 @@ async def invoke_of_project(
 
 
 @router.get("/list-deployments", response_model=Deployments, responses=errors())
-async def list_deployments(request: Request, caller: _Reads) -> Deployments:
+async def list_deployments(request: Request, caller: Reads) -> Deployments:
     """List the environments of all assistants that the key may use."""
     parts = parts_of(request)
     pointers = await parts.in_thread(parts.assistants.deployments, caller.workspace)
@@ -131,7 +128,7 @@ async def list_deployments(request: Request, caller: _Reads) -> Deployments:
 
 @router.get(_PROJECT_PATH, response_model=PlaygroundState, responses=errors(404))
 async def config_of_project(
-    slug: str, environment: str, request: Request, caller: _Reads, v: _Version = None
+    slug: str, environment: str, request: Request, caller: Reads, v: _Version = None
 ) -> PlaygroundState:
     """Read the configuration of an assistant of the key's project."""
     return await _config(request, caller, f"{_project_of(caller)}/{slug}", environment, v)
@@ -144,7 +141,7 @@ async def invoke(
     assistant: str,
     environment: str,
     request: Request,
-    caller: _Runs,
+    caller: Runs,
     body: _Request = None,
     v: _Version = None,
     do_not_record: _DoNotRecord = None,
@@ -162,7 +159,7 @@ async def read_config(
     assistant: str,
     environment: str,
     request: Request,
-    caller: _Reads,
+    caller: Reads,
     v: _Version = None,
 ) -> PlaygroundState:
     """Read the configuration of an assistant."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
+from fastapi import APIRouter, Header, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import ValidationError
 
-from producer.gateway.access import Caller, caller, refuse_unshared
+from producer.gateway.access import Caller, Reads, Runs, refuse_unshared
 from producer.gateway.dialects.own.continued_threads import refuse_threads_of_others
 from producer.gateway.dialects.own.job_events import checked_event_id, job_events
 from producer.gateway.dialects.own.job_records import JobRecords
@@ -20,7 +20,6 @@ from producer.gateway.dialects.own.waiting import Prefer, WaitS, end_of, wait_as
 from producer.gateway.http import sse
 from producer.gateway.http.strict_json import StrictJsonRoute
 from producer.gateway.idempotency import IdempotencyKey, Identified, ended_before, identified
-from producer.gateway.keys import Scope
 from producer.gateway.parts import Parts, parts_of
 from producer.gateway.problem import Kind, Problem
 from schemas.job import InvokeJob
@@ -31,8 +30,6 @@ router = APIRouter(route_class=StrictJsonRoute, tags=["Jobs"], responses=PROBLEM
 ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:@-]{0,199}$"
 JobId = Annotated[str, Path(pattern=ID_PATTERN)]
 BatchFilter = Annotated[str | None, Query(pattern=ID_PATTERN)]
-Runs = Annotated[Caller, Depends(caller(Scope.RUN))]
-Reads = Annotated[Caller, Depends(caller(Scope.READ))]
 
 _ENQUEUED: dict[int | str, dict[str, Any]] = {
     200: {"model": JobView, "description": "The job has ended"},
