@@ -16,7 +16,7 @@ from producer.gateway.dialects.own.job_requests import AssistantName, JobRequest
 from producer.gateway.dialects.own.job_view import JobView, find_job, view_of_row
 from producer.gateway.dialects.own.pages import Cursor, Limit, Page, Place, page_of, place_of
 from producer.gateway.dialects.own.problem_details import PROBLEMS
-from producer.gateway.dialects.own.waiting import Prefer, WaitS, end_of, wait_asked
+from producer.gateway.dialects.own.waiting import WaitS, end_of
 from producer.gateway.http import sse
 from producer.gateway.http.strict_json import StrictJsonRoute
 from producer.gateway.idempotency import IdempotencyKey, Identified, ended_before, identified
@@ -43,16 +43,15 @@ async def create_job(
     request: Request,
     response: Response,
     caller: Runs,
+    wait_s: WaitS,
     key: IdempotencyKey = None,
-    prefer: Prefer = None,
-    wait_s: WaitS = None,
 ) -> JobView:
     """Enqueue a job; the answer comes once it is on the queue's disk, or with the job's end if that is waited for."""
     parts = parts_of(request)
     job = body.to_job(caller)
     await _refuse_threads_of_others(parts, job, caller)
     known = await identified(parts, key, workspace=caller.workspace, operation="jobs", body=body)
-    return await _enqueued(parts, job, known, caller, response, wait_s=wait_asked(prefer, wait_s))
+    return await _enqueued(parts, job, known, caller, response, wait_s=wait_s)
 
 
 @router.get("/v1/jobs", response_model=Page[JobView])
@@ -102,9 +101,8 @@ async def retry_job(
     request: Request,
     response: Response,
     caller: Runs,
+    wait_s: WaitS,
     key: IdempotencyKey = None,
-    prefer: Prefer = None,
-    wait_s: WaitS = None,
 ) -> JobView:
     """Run a job that did not succeed anew, as another job."""
     parts = parts_of(request)
@@ -112,7 +110,7 @@ async def retry_job(
     refuse_unshared(job.address, caller)
     await _refuse_threads_of_others(parts, job, caller)
     known = await identified(parts, key, workspace=caller.workspace, operation="jobs/retry", body=job_id)
-    return await _enqueued(parts, job, known, caller, response, wait_s=wait_asked(prefer, wait_s))
+    return await _enqueued(parts, job, known, caller, response, wait_s=wait_s)
 
 
 @router.get(
