@@ -83,7 +83,7 @@ async def create_job_batch(
         known = await identified(parts, key, workspace=caller.workspace, operation="job-batches", body=body)
         made = await parts.submitted(submission.jobs, body, known)
     else:
-        async with spooled(request, max_bytes=parts.settings.http_max_upload_bytes) as upload:
+        async with spooled(request) as upload:
             asked = _with_fields(terms, upload.fields)
             told = f"{asked.model_dump_json(exclude_unset=True)} {upload.sha256}"
             known = await identified(parts, key, workspace=caller.workspace, operation="job-batches", body=told)
