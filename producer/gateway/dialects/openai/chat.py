@@ -137,7 +137,7 @@ def address_in(model: str) -> tuple[str, str | None] | None:
 
 
 def unknown_model(model: str) -> Problem:
-    """Return the problem of an assistant that its caller cannot use, whether or not it exists."""
+    """Return the problem of a model or assistant that its caller cannot use, whether or not it exists."""
     return Problem(
         Kind.NOT_FOUND,
         f"the model '{model}' does not exist or you have no access to it; `GET /v1/models` lists yours",
