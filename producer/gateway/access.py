@@ -25,7 +25,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, cast
 
-from fastapi import Request, Security
+from fastapi import Depends, Request, Security
 from fastapi.security import APIKeyHeader, HTTPBearer
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.types import ASGIApp, Receive, Send
@@ -101,6 +101,13 @@ def caller(scope: Scope) -> Callable[..., Awaitable[Caller]]:
         return found
 
     return check
+
+
+# For a handler's signature: a key that has the scope.
+Runs = Annotated[Caller, Depends(caller(Scope.RUN))]
+Reads = Annotated[Caller, Depends(caller(Scope.READ))]
+WritesAssistants = Annotated[Caller, Depends(caller(Scope.ASSISTANTS))]
+ManagesWebhooks = Annotated[Caller, Depends(caller(Scope.WEBHOOKS))]
 
 
 class KeyFirst:

@@ -37,10 +37,13 @@ def faults_of(error: RequestValidationError) -> list[Fault]:
 
 
 def faults_in(error: ValidationError, *where: str | int) -> list[Fault]:
-    """Return what is wrong with something of ours that was made of the request, of what stands `where` in its body."""
+    """Return what is wrong with something of ours that was made of the request, of what stands `where` in its body.
+
+    At most FAULTS_TOLD.
+    """
     return [
         Fault(where=("body", *where, *each["loc"]), what=each["msg"].removeprefix("Value error, "), type=each["type"])
-        for each in error.errors(include_url=False, include_context=False, include_input=False)
+        for each in error.errors(include_url=False, include_context=False, include_input=False)[:FAULTS_TOLD]
     ]
 
 

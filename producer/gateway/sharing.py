@@ -14,15 +14,15 @@ from sqlmodel import Session, col, select
 
 from schemas.tables import Job, Thread
 
-Assistants = frozenset[str] | None
+Shared = frozenset[str] | None
 
 
-def within(made_with: Collection[str] | None, assistants: Assistants) -> bool:
+def within(made_with: Collection[str] | None, assistants: Shared) -> bool:
     """Return whether what a key with the assistants `made_with` made is seen by one with these."""
     return assistants is None or (made_with is not None and assistants.issuperset(made_with))
 
 
-def made_within(session: Session, column: Any, of_workspace: ColumnElement[bool], assistants: Assistants) -> Any:
+def made_within(session: Session, column: Any, of_workspace: ColumnElement[bool], assistants: Shared) -> Any:
     """Return the condition that a row is within these; its `column` has the assistants of the key that made it.
 
     No database's JSON can be compared with a set, but a workspace has few of them, and each is written in one way.
@@ -34,7 +34,7 @@ def made_within(session: Session, column: Any, of_workspace: ColumnElement[bool]
     return written.in_([each for each in sets if within(json.loads(each), assistants)])
 
 
-def thread_seen(session: Session, workspace: str, assistants: Assistants) -> Any:
+def thread_seen(session: Session, workspace: str, assistants: Shared) -> Any:
     """Return the condition that a thread of the workspace is seen: by its jobs, and before the first by its maker."""
     if assistants is None:
         return true()

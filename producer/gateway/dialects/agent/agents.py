@@ -4,23 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel
 
-from producer.gateway.access import Caller, caller
+from producer.gateway.access import Reads, Runs
 from producer.gateway.dialects.agent.completions import BASE, agent_of
 from producer.gateway.dialects.agent.errors import AGENT_ERRORS
 from producer.gateway.dialects.openai.models import Model, ModelList
 from producer.gateway.http.strict_json import StrictJsonRoute
-from producer.gateway.keys import Scope
 from producer.gateway.parts import parts_of
 from producer.gateway.stored_assistant import PRODUCTION, StoredAssistant, shared_assistants
 from schemas.settings import Settings
 
 router = APIRouter(route_class=StrictJsonRoute, prefix=BASE, tags=["Agent"], responses=AGENT_ERRORS)
-
-Runs = Annotated[Caller, Depends(caller(Scope.RUN))]
-Reads = Annotated[Caller, Depends(caller(Scope.READ))]
 
 
 class Agent(BaseModel):

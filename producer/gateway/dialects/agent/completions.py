@@ -17,13 +17,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Any
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from producer.gateway.access import Caller, caller
+from producer.gateway.access import Caller, Runs
 from producer.gateway.bodies import Dialect
 from producer.gateway.chat.answer import Begun, ChatCall, answered, begun
 from producer.gateway.chat.completion import ChatCompletion
@@ -32,7 +32,6 @@ from producer.gateway.dialects.agent.errors import AGENT_ERRORS
 from producer.gateway.dialects.agent.sessions import has_session, new_session_id
 from producer.gateway.http.strict_json import StrictJsonRoute
 from producer.gateway.idempotency import IdempotencyKey
-from producer.gateway.keys import Scope
 from producer.gateway.parts import Parts, parts_of
 from producer.gateway.problem import Kind, Problem
 from producer.gateway.stored_assistant import StoredAssistant, stored_assistant
@@ -75,7 +74,7 @@ async def create_agent_chat_completion(
     agent_id: str,
     body: AgentCompletionRequest,
     request: Request,
-    caller: Annotated[Caller, Depends(caller(Scope.RUN))],
+    caller: Runs,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Let the agent answer, in a new session, in one that there is, or without any."""

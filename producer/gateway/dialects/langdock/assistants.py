@@ -6,10 +6,10 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, Field
 
-from producer.gateway.access import Caller, caller
+from producer.gateway.access import Caller, Reads, WritesAssistants
 from producer.gateway.dialects.langdock.attached import Attached
 from producer.gateway.dialects.langdock.errors import errors
 from producer.gateway.dialects.langdock.request import refuse_what_is_lacking, tools_of
@@ -21,7 +21,6 @@ from producer.gateway.dialects.langdock.stored import (
     StoredAssistants,
 )
 from producer.gateway.http.strict_json import StrictJsonRoute
-from producer.gateway.keys import Scope
 from producer.gateway.parts import Parts, parts_of
 from producer.gateway.problem import Kind, Problem
 from producer.gateway.tools import checked_tools
@@ -121,11 +120,8 @@ class Changed(Shown):
     message: str
 
 
-AsAuthor = Annotated[Caller, Depends(caller(Scope.ASSISTANTS))]
-
-
 @router.post("/assistant/v1/create", status_code=201, responses=errors(400, 404, 501))
-async def create_assistant(body: CreateRequest, request: Request, caller: AsAuthor) -> Changed:
+async def create_assistant(body: CreateRequest, request: Request, caller: WritesAssistants) -> Changed:
     """Store a new assistant; the key that made it may use it."""
     parts = parts_of(request)
     stored = await parts.in_thread(_create, body, caller, parts)
@@ -137,7 +133,7 @@ async def create_assistant(body: CreateRequest, request: Request, caller: AsAuth
 
 
 @router.patch("/assistant/v1/update", responses=errors(400, 404, 501))
-async def update_assistant(body: UpdateRequest, request: Request, caller: AsAuthor) -> Changed:
+async def update_assistant(body: UpdateRequest, request: Request, caller: WritesAssistants) -> Changed:
     """Store a new version with what is given; `production` points at it."""
     parts = parts_of(request)
     stored = await parts.in_thread(_update, body, caller, parts)
@@ -148,7 +144,7 @@ async def update_assistant(body: UpdateRequest, request: Request, caller: AsAuth
 async def get_assistant(
     assistant_id: Annotated[str, Query(alias="assistantId", min_length=1, max_length=512)],
     request: Request,
-    caller: Annotated[Caller, Depends(caller(Scope.READ))],
+    caller: Reads,
 ) -> Shown:
     """Show an assistant."""
     parts = parts_of(request)

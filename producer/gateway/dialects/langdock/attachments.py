@@ -6,25 +6,24 @@ import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 from uuid import UUID
 
 import anyio
 from anyio import CapacityLimiter
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from pydantic import BaseModel
 from python_multipart.exceptions import FormParserError
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
-from producer.gateway.access import Caller, caller
+from producer.gateway.access import Caller, Runs
 from producer.gateway.dialects.langdock.attached import PURPOSE
 from producer.gateway.dialects.langdock.attachment_kinds import ATTACHMENT_MAX_BYTES, content_of
 from producer.gateway.dialects.langdock.errors import attachment_errors
 from producer.gateway.files import Files, NewFile, pieces_of
 from producer.gateway.http.strict_json import StrictJsonRoute
-from producer.gateway.keys import Scope
 from producer.gateway.parts import parts_of
 from producer.gateway.problem import Kind, Problem
 
@@ -80,7 +79,7 @@ class Deleted(BaseModel):
 
 
 @router.post("/attachment/v1/upload", responses=attachment_errors(400, 413), openapi_extra=_FILE_BODY)
-async def upload_attachment(request: Request, caller: Annotated[Caller, Depends(caller(Scope.RUN))]) -> Uploaded:
+async def upload_attachment(request: Request, caller: Runs) -> Uploaded:
     """Store a file of text, a CSV, PDF, DOCX or image, and read what is in it."""
     parts = parts_of(request)
     max_bytes = min(ATTACHMENT_MAX_BYTES, parts.settings.http_max_upload_bytes)
@@ -109,9 +108,7 @@ async def upload_attachment(request: Request, caller: Annotated[Caller, Depends(
 
 
 @router.delete("/attachment/v1/delete", responses=attachment_errors(400, 404))
-async def delete_attachment(
-    body: DeleteRequest, request: Request, caller: Annotated[Caller, Depends(caller(Scope.RUN))]
-) -> Deleted:
+async def delete_attachment(body: DeleteRequest, request: Request, caller: Runs) -> Deleted:
     """Delete an attachment: conversations that were had keep what they were sent of it."""
     parts = parts_of(request)
     if not await parts.in_thread(_delete, parts.files, caller, str(body.attachmentId)):

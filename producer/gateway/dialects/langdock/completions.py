@@ -6,13 +6,13 @@ workspace's minute is used up; here the job waits its turn under the same limits
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
-from producer.gateway.access import Caller, caller, refuse_inline
+from producer.gateway.access import Caller, Runs, refuse_inline
 from producer.gateway.dialects.langdock.answer import CompletionAnswer, answer_of, events_of
 from producer.gateway.dialects.langdock.attached import Attached
 from producer.gateway.dialects.langdock.errors import errors
@@ -20,7 +20,6 @@ from producer.gateway.dialects.langdock.request import CompletionRequest, job_of
 from producer.gateway.dialects.langdock.stored import StoredAssistants
 from producer.gateway.http import sse
 from producer.gateway.http.strict_json import StrictJsonRoute
-from producer.gateway.keys import Scope
 from producer.gateway.models import models_of
 from producer.gateway.parts import Parts, parts_of
 from producer.gateway.stored_assistant import shared_assistants
@@ -54,7 +53,7 @@ class Models(BaseModel):
     responses={**_RUN_ERRORS, 200: {"content": {"text/event-stream": {}}}},
 )
 async def create_assistant_completion(
-    body: CompletionRequest, request: Request, caller: Annotated[Caller, Depends(caller(Scope.RUN))]
+    body: CompletionRequest, request: Request, caller: Runs
 ) -> dict[str, Any] | StreamingResponse:
     """Ask an assistant: a job, which waits its turn under the workspace's limits."""
     parts = parts_of(request)
@@ -65,7 +64,7 @@ async def create_assistant_completion(
 
 
 @router.get("/assistant/v1/models", responses=errors())
-async def list_assistant_models(request: Request, caller: Annotated[Caller, Depends(caller(Scope.RUN))]) -> Models:
+async def list_assistant_models(request: Request, caller: Runs) -> Models:
     """List what `assistant.model` may name: the default model, and those of the workspace's assistants."""
     parts = parts_of(request)
     found = models_of(await shared_assistants(parts, caller), default=parts.settings.model)

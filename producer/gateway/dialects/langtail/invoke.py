@@ -9,6 +9,7 @@ A key is project-scoped when it is shared assistants of one project only: `/proj
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends, Header, Query, Request
@@ -16,7 +17,7 @@ from fastapi.responses import Response
 from pydantic import BaseModel
 from starlette.convertors import Convertor, register_url_convertor
 
-from producer.gateway.access import Caller, caller
+from producer.gateway.access import Caller, Reads, Runs
 from producer.gateway.bodies import DEPLOYMENT_NOT_FOUND, Dialect
 from producer.gateway.chat.answer import ChatCall, answered, begun
 from producer.gateway.chat.completion import ChatCompletion
@@ -31,7 +32,6 @@ from producer.gateway.dialects.langtail.config import (
 from producer.gateway.dialects.langtail.request import InvokeRequest, asked_for, job_of
 from producer.gateway.http.strict_json import StrictJsonRoute
 from producer.gateway.idempotency import IdempotencyKey
-from producer.gateway.keys import Scope
 from producer.gateway.parts import Parts, parts_of
 from producer.gateway.problem import Kind, Problem
 from producer.gateway.stored_assistant import read_version, version_in
@@ -91,11 +91,7 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
 router = APIRouter(route_class=StrictJsonRoute, tags=["Langtail"])
 _PATH = "/{workspace:langtail_workspace}/{project}/{assistant}/{environment}"
 _PROJECT_PATH = "/project-prompt/{slug}/{environment}"
-_Runs = Annotated[Caller, Depends(caller(Scope.RUN))]
-_Reads = Annotated[Caller, Depends(caller(Scope.READ))]
 _Version = Annotated[str | None, Query(alias="v", description="Pins a version, whatever the environment.")]
-_DoNotRecord = Annotated[str | None, Header(alias="x-langtail-do-not-record")]
-_Request = Annotated[InvokeRequest | None, Body()]
 _INVOKE: dict[str, Any] = {
     "response_model": ChatCompletion,
     "responses": {
@@ -105,24 +101,26 @@ _INVOKE: dict[str, Any] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class _Invocation:
+    """What both paths of an invocation take."""
+
+    request: Request
+    caller: Runs
+    body: Annotated[InvokeRequest | None, Body()] = None
+    version: _Version = None
+    do_not_record: Annotated[str | None, Header(alias="x-langtail-do-not-record")] = None
+    key: IdempotencyKey = None
+
+
 @router.post(_PROJECT_PATH, **_INVOKE)
-async def invoke_of_project(
-    slug: str,
-    environment: str,
-    request: Request,
-    caller: _Runs,
-    body: _Request = None,
-    v: _Version = None,
-    do_not_record: _DoNotRecord = None,
-    key: IdempotencyKey = None,
-) -> Response:
+async def invoke_of_project(slug: str, environment: str, invocation: Annotated[_Invocation, Depends()]) -> Response:
     """Invoke an assistant of the key's project."""
-    address = f"{_project_of(caller)}/{slug}"
-    return await _invoke(request, caller, body, address, environment, v, do_not_record, key)
+    return await _invoke(invocation, f"{_project_of(invocation.caller)}/{slug}", environment)
 
 
 @router.get("/list-deployments", response_model=Deployments, responses=errors())
-async def list_deployments(request: Request, caller: _Reads) -> Deployments:
+async def list_deployments(request: Request, caller: Reads) -> Deployments:
     """List the environments of all assistants that the key may use."""
     parts = parts_of(request)
     pointers = await parts.in_thread(parts.assistants.deployments, caller.workspace)
@@ -131,7 +129,7 @@ async def list_deployments(request: Request, caller: _Reads) -> Deployments:
 
 @router.get(_PROJECT_PATH, response_model=PlaygroundState, responses=errors(404))
 async def config_of_project(
-    slug: str, environment: str, request: Request, caller: _Reads, v: _Version = None
+    slug: str, environment: str, request: Request, caller: Reads, v: _Version = None
 ) -> PlaygroundState:
     """Read the configuration of an assistant of the key's project."""
     return await _config(request, caller, f"{_project_of(caller)}/{slug}", environment, v)
@@ -143,16 +141,10 @@ async def invoke(
     project: str,
     assistant: str,
     environment: str,
-    request: Request,
-    caller: _Runs,
-    body: _Request = None,
-    v: _Version = None,
-    do_not_record: _DoNotRecord = None,
-    key: IdempotencyKey = None,
+    invocation: Annotated[_Invocation, Depends()],
 ) -> Response:
     """Invoke an assistant: a job of its own, which waits its turn under the workspace's limits."""
-    address = f"{workspace}/{project}/{assistant}"
-    return await _invoke(request, caller, body, address, environment, v, do_not_record, key)
+    return await _invoke(invocation, f"{workspace}/{project}/{assistant}", environment)
 
 
 @router.get(_PATH, response_model=PlaygroundState, responses=errors(404))
@@ -162,41 +154,33 @@ async def read_config(
     assistant: str,
     environment: str,
     request: Request,
-    caller: _Reads,
+    caller: Reads,
     v: _Version = None,
 ) -> PlaygroundState:
     """Read the configuration of an assistant."""
     return await _config(request, caller, f"{workspace}/{project}/{assistant}", environment, v)
 
 
-async def _invoke(
-    request: Request,
-    caller: Caller,
-    body: InvokeRequest | None,
-    address: str,
-    environment: str,
-    v: str | None,
-    do_not_record: str | None,
-    key: str | None,
-) -> Response:
+async def _invoke(invocation: _Invocation, address: str, environment: str) -> Response:
+    request, caller, version = invocation.request, invocation.caller, invocation.version
     parts = parts_of(request)
-    config = await _deployed(request, caller, address, environment, v)
-    asked = body or InvokeRequest()
-    unrecorded = (do_not_record or "").lower() == "true" or bool(asked.doNotRecord)
+    config = await _deployed(request, caller, address, environment, version)
+    asked = invocation.body or InvokeRequest()
+    unrecorded = (invocation.do_not_record or "").lower() == "true" or bool(asked.doNotRecord)
     # What is not recorded cannot be found again.
     run = await begun(
         request,
         caller,
-        None if unrecorded else key,
+        None if unrecorded else invocation.key,
         operation=f"langtail.invoke {address} {environment}",
-        body=asked_for(asked, version=v, headers=request.headers),
+        body=asked_for(asked, version=version, headers=request.headers),
     )
     job = job_of(
         asked,
         job_id=run.job_id,
         address=address,
         environment=environment,
-        version=int(v) if v else None,
+        version=version_in(version),
         config=config,
         headers=request.headers,
         unrecorded=unrecorded,

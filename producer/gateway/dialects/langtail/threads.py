@@ -8,15 +8,14 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Body, Depends, Query, Request
+from fastapi import APIRouter, Body, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from producer.gateway.access import Caller, caller
+from producer.gateway.access import Caller, Reads, Runs
 from producer.gateway.dialects.langtail.config import iso
 from producer.gateway.dialects.langtail.invoke import errors
 from producer.gateway.dialects.langtail.request import ChatMessage, Metadata, messages_of, refusal
 from producer.gateway.http.strict_json import StrictJsonRoute
-from producer.gateway.keys import Scope
 from producer.gateway.parts import parts_of
 from producer.gateway.threads import Threads, message_id
 from schemas.chat import Message
@@ -26,8 +25,6 @@ MOST_AT_ONCE = 100
 PATH = "/v2/threads"
 
 router = APIRouter(route_class=StrictJsonRoute, tags=["Langtail"])
-_Runs = Annotated[Caller, Depends(caller(Scope.RUN))]
-_Reads = Annotated[Caller, Depends(caller(Scope.READ))]
 _Limit = Annotated[int, Query(ge=1, le=MOST_AT_ONCE)]
 _After = Annotated[str | None, Query(description="The last_id of the page before.")]
 
@@ -118,7 +115,7 @@ class NewMessage(ChatMessage):
 
 @router.get(PATH, response_model=ThreadList, responses=errors())
 async def list_threads(
-    request: Request, caller: _Reads, limit: _Limit = MOST_AT_ONCE, after: _After = None
+    request: Request, caller: Reads, limit: _Limit = MOST_AT_ONCE, after: _After = None
 ) -> ThreadList:
     """List the threads that the key sees, youngest first."""
     page = await _in_thread(request, caller, Threads.page, limit=limit, after=after)
@@ -129,7 +126,7 @@ async def list_threads(
 
 @router.post(PATH, response_model=ThreadShown, responses=errors())
 async def create_thread(
-    request: Request, caller: _Runs, body: Annotated[NewThread | None, Body()] = None
+    request: Request, caller: Runs, body: Annotated[NewThread | None, Body()] = None
 ) -> ThreadShown:
     """Begin a thread; one begins by itself too, with the first job that names it."""
     new = body or NewThread()
@@ -139,20 +136,20 @@ async def create_thread(
 
 
 @router.get(PATH + "/{thread_id}", response_model=ThreadShown, responses=errors(404))
-async def read_thread(thread_id: str, request: Request, caller: _Reads) -> ThreadShown:
+async def read_thread(thread_id: str, request: Request, caller: Reads) -> ThreadShown:
     """Read a thread."""
     return _thread(await _in_thread(request, caller, Threads.thread, thread_id))
 
 
 @router.post(PATH + "/{thread_id}", response_model=ThreadShown, responses=errors(404))
-async def update_thread(thread_id: str, body: NewMetadata, request: Request, caller: _Runs) -> ThreadShown:
+async def update_thread(thread_id: str, body: NewMetadata, request: Request, caller: Runs) -> ThreadShown:
     """Replace a thread's metadata."""
     row = await _in_thread(request, caller, Threads.set_metadata, thread_id, _kept(body.metadata))
     return _thread(row)
 
 
 @router.delete(PATH + "/{thread_id}", response_model=Deleted, responses=errors(404))
-async def delete_thread(thread_id: str, request: Request, caller: _Runs) -> Deleted:
+async def delete_thread(thread_id: str, request: Request, caller: Runs) -> Deleted:
     """Delete a thread with its messages."""
     await _in_thread(request, caller, Threads.delete, thread_id)
     return Deleted(id=thread_id, object="thread")
@@ -162,7 +159,7 @@ async def delete_thread(thread_id: str, request: Request, caller: _Runs) -> Dele
 async def list_messages(
     thread_id: str,
     request: Request,
-    caller: _Reads,
+    caller: Reads,
     limit: _Limit = MOST_AT_ONCE,
     after: _After = None,
     order: Literal["asc", "desc"] = "asc",
@@ -183,7 +180,7 @@ async def list_messages(
 
 
 @router.post(PATH + "/{thread_id}/messages", response_model=MessageShown, responses=errors(404, 409))
-async def create_message(thread_id: str, body: NewMessage, request: Request, caller: _Runs) -> MessageShown:
+async def create_message(thread_id: str, body: NewMessage, request: Request, caller: Runs) -> MessageShown:
     """Add a message to a thread, behind all others."""
     try:
         message = Message.model_validate(messages_of([body], where="messages")[0])
@@ -194,14 +191,14 @@ async def create_message(thread_id: str, body: NewMessage, request: Request, cal
 
 
 @router.get(PATH + "/{thread_id}/messages/{message_id}", response_model=MessageShown, responses=errors(404))
-async def read_message(thread_id: str, message_id: str, request: Request, caller: _Reads) -> MessageShown:
+async def read_message(thread_id: str, message_id: str, request: Request, caller: Reads) -> MessageShown:
     """Read a message."""
     return _message(await _in_thread(request, caller, Threads.message, thread_id, message_id))
 
 
 @router.post(PATH + "/{thread_id}/messages/{message_id}", response_model=MessageShown, responses=errors(404))
 async def update_message(
-    thread_id: str, message_id: str, body: NewMetadata, request: Request, caller: _Runs
+    thread_id: str, message_id: str, body: NewMetadata, request: Request, caller: Runs
 ) -> MessageShown:
     """Replace a message's metadata; what it says stays."""
     row = await _in_thread(request, caller, Threads.set_message_metadata, thread_id, message_id, _kept(body.metadata))
@@ -209,7 +206,7 @@ async def update_message(
 
 
 @router.delete(PATH + "/{thread_id}/messages/{message_id}", response_model=Deleted, responses=errors(404, 409))
-async def delete_message(thread_id: str, message_id: str, request: Request, caller: _Runs) -> Deleted:
+async def delete_message(thread_id: str, message_id: str, request: Request, caller: Runs) -> Deleted:
     """Delete a message; one that calls tools goes with their answers."""
     await _in_thread(request, caller, Threads.delete_message, thread_id, message_id)
     return Deleted(id=message_id, object="message")

@@ -16,11 +16,11 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from producer.gateway.access import Caller, caller, refuse_inline
+from producer.gateway.access import Runs, refuse_inline
 from producer.gateway.chat.answer import Begun, ChatCall, answered, begun
 from producer.gateway.chat.completion import ChatCompletion
 from producer.gateway.chat.request import ChatMessage, ChatRequest, callers_tools, client_tools, job_of, messages_of
@@ -28,7 +28,6 @@ from producer.gateway.dialects.openai.errors import OPENAI_ERRORS
 from producer.gateway.dialects.openai.unsupported import refuse_unsupported
 from producer.gateway.http.strict_json import StrictJsonRoute
 from producer.gateway.idempotency import IdempotencyKey
-from producer.gateway.keys import Scope
 from producer.gateway.parts import parts_of
 from producer.gateway.problem import Kind, Problem
 from producer.gateway.stored_assistant import StoredAssistant, stored_assistant
@@ -112,7 +111,7 @@ class ChatCompletionRequest(ChatRequest):
 async def create_chat_completion(
     body: ChatCompletionRequest,
     request: Request,
-    caller: Annotated[Caller, Depends(caller(Scope.RUN))],
+    caller: Runs,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Complete a chat: a job of its own, which waits its turn under the workspace's limits, and leaves no thread."""
@@ -138,7 +137,7 @@ def address_in(model: str) -> tuple[str, str | None] | None:
 
 
 def unknown_model(model: str) -> Problem:
-    """Return the problem of an assistant that its caller cannot use, whether or not it exists."""
+    """Return the problem of a model or assistant that its caller cannot use, whether or not it exists."""
     return Problem(
         Kind.NOT_FOUND,
         f"the model '{model}' does not exist or you have no access to it; `GET /v1/models` lists yours",

@@ -5,18 +5,17 @@ A key that may not run inline (access.py) can name addresses alone, and sees the
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from pydantic import BaseModel
 
-from producer.gateway.access import Caller, caller
+from producer.gateway.access import Caller, Runs
+from producer.gateway.dialects.openai.chat import unknown_model
 from producer.gateway.dialects.openai.errors import OPENAI_ERRORS
 from producer.gateway.http.strict_json import StrictJsonRoute
-from producer.gateway.keys import Scope
 from producer.gateway.models import models_of
 from producer.gateway.parts import Parts, parts_of
-from producer.gateway.problem import Kind, Problem
 from producer.gateway.stored_assistant import PRODUCTION, StoredAssistant, shared_assistants
 
 router = APIRouter(route_class=StrictJsonRoute, tags=["OpenAI"], responses=OPENAI_ERRORS)
@@ -43,22 +42,17 @@ class ModelList(BaseModel):
 
 
 @router.get("/v1/models")
-async def list_models(request: Request, caller: Annotated[Caller, Depends(caller(Scope.RUN))]) -> ModelList:
+async def list_models(request: Request, caller: Runs) -> ModelList:
     """List what the key's `model` may be; a provider may know more models, which can be named too."""
     return ModelList(data=await _models(parts_of(request), caller))
 
 
 @router.get("/v1/models/{model:path}")
-async def retrieve_model(model: str, request: Request, caller: Annotated[Caller, Depends(caller(Scope.RUN))]) -> Model:
+async def retrieve_model(model: str, request: Request, caller: Runs) -> Model:
     """Return one of the list."""
     found = next((each for each in await _models(parts_of(request), caller) if each.id == model), None)
     if found is None:
-        raise Problem(
-            Kind.NOT_FOUND,
-            f"the model '{model}' does not exist or you have no access to it; `GET /v1/models` lists yours",
-            code="model_not_found",
-            param="model",
-        )
+        raise unknown_model(model)
     return found
 
 

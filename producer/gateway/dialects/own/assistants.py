@@ -5,18 +5,17 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Path, Query, Request
+from fastapi import APIRouter, Path, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from producer.assistants import Applied
-from producer.gateway.access import Caller, caller, refuse_unshared
+from producer.gateway.access import Caller, Reads, WritesAssistants, refuse_unshared
 from producer.gateway.dialects.own.assistant_records import AssistantRecords, ListedAssistant
 from producer.gateway.dialects.own.job_requests import AssistantDefinition, unknown_assistant
 from producer.gateway.dialects.own.pages import Cursor, Limit, Page, Place, page_of, place_of
 from producer.gateway.dialects.own.problem_details import PROBLEMS
 from producer.gateway.hosted import refuse_hosted
 from producer.gateway.http.strict_json import StrictJsonRoute
-from producer.gateway.keys import Scope
 from producer.gateway.parts import parts_of
 from schemas.assistant import AssistantConfig
 from schemas.errors import InputError
@@ -27,8 +26,6 @@ _SLUG = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 _VERSION_MAX = 2**31 - 1
 Slug = Annotated[str, Path(pattern=_SLUG)]
 Version = Annotated[int, Field(ge=1, le=_VERSION_MAX, strict=True)]
-Reads = Annotated[Caller, Depends(caller(Scope.READ))]
-Writes = Annotated[Caller, Depends(caller(Scope.ASSISTANTS))]
 
 
 class AssistantSummary(BaseModel):
@@ -106,7 +103,7 @@ async def get_assistant(
 
 @router.put("/v1/assistants/{project}/{assistant}", response_model=AppliedView)
 async def apply_assistant(
-    project: Slug, assistant: Slug, body: AssistantDefinition, request: Request, caller: Writes
+    project: Slug, assistant: Slug, body: AssistantDefinition, request: Request, caller: WritesAssistants
 ) -> AppliedView:
     """Store a configuration as a version, unless an equal one exists, and point its `environment` there.
 
@@ -128,7 +125,7 @@ async def apply_assistant(
 
 @router.put("/v1/assistants/{project}/{assistant}/environments/{environment}", response_model=AppliedView)
 async def deploy_assistant(
-    project: Slug, assistant: Slug, environment: Slug, body: Deployment, request: Request, caller: Writes
+    project: Slug, assistant: Slug, environment: Slug, body: Deployment, request: Request, caller: WritesAssistants
 ) -> AppliedView:
     """Point an environment at a version that exists."""
     parts = parts_of(request)

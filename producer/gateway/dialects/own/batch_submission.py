@@ -15,8 +15,9 @@ from producer.gateway.access import Caller, refuse_unshared
 from producer.gateway.dialects.own.batch_records import BatchRecords
 from producer.gateway.dialects.own.batch_requests import JobBatchRequest, UploadTerms
 from producer.gateway.dialects.own.continued_threads import refuse_threads_of_others
-from producer.gateway.dialects.own.job_requests import FAULTS_TOLD, address_of
+from producer.gateway.dialects.own.job_requests import address_of
 from producer.gateway.dialects.own.uploads import Upload
+from producer.gateway.faults import FAULTS_TOLD
 from producer.gateway.idempotency import Identified
 from producer.gateway.parts import Parts
 from producer.gateway.problem import Fault, Kind, Problem

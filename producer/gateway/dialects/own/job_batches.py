@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import ValidationError
 
-from producer.gateway.access import Caller, caller
+from producer.gateway.access import Caller, Reads, Runs
 from producer.gateway.dialects.own.batch_events import batch_events
 from producer.gateway.dialects.own.batch_records import BatchRecords, at_ms
 from producer.gateway.dialects.own.batch_requests import BatchTerms, JobBatchRequest, UploadTerms
@@ -24,7 +24,6 @@ from producer.gateway.dialects.own.uploads import SUFFIXES, bounded_body, media_
 from producer.gateway.http import sse
 from producer.gateway.http.strict_json import StrictJsonRoute
 from producer.gateway.idempotency import IdempotencyKey, identified, made_before, remember
-from producer.gateway.keys import Scope
 from producer.gateway.parts import parts_of
 from producer.gateway.problem import Kind, Problem
 from producer.retry import retry
@@ -34,8 +33,6 @@ from schemas.errors import InputError, ProducerError
 router = APIRouter(route_class=StrictJsonRoute, tags=["Job batches"], responses=PROBLEMS)
 
 BatchId = Annotated[str, Path(pattern=ID_PATTERN)]
-Runs = Annotated[Caller, Depends(caller(Scope.RUN))]
-Reads = Annotated[Caller, Depends(caller(Scope.READ))]
 
 _JSON = "application/json"
 _ENQUEUED: dict[int | str, dict[str, Any]] = {
@@ -86,7 +83,7 @@ async def create_job_batch(
         known = await identified(parts, key, workspace=caller.workspace, operation="job-batches", body=body)
         made = await parts.submitted(submission.jobs, body, known)
     else:
-        async with spooled(request, max_bytes=parts.settings.http_max_upload_bytes) as upload:
+        async with spooled(request) as upload:
             asked = _with_fields(terms, upload.fields)
             told = f"{asked.model_dump_json(exclude_unset=True)} {upload.sha256}"
             known = await identified(parts, key, workspace=caller.workspace, operation="job-batches", body=told)

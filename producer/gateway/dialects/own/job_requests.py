@@ -18,8 +18,6 @@ from schemas.assistant import AssistantConfig, InlineAssistant
 from schemas.job import InvokeJob
 
 _SLUG = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
-# As many faults of a body as one answer names.
-FAULTS_TOLD = 100
 
 # `project/assistant`, or with the key's workspace before it.
 AssistantName = Annotated[str, StringConstraints(pattern=rf"^({_SLUG}/)?{_SLUG}/{_SLUG}$")]
@@ -105,5 +103,5 @@ def unknown_assistant(name: str, what: str | None = None) -> Problem:
 
 
 def invalid(error: ValidationError, *where: str | int) -> Problem:
-    """Return the problem of a body, or a part of one, that breaks its model; of its faults the first FAULTS_TOLD."""
-    return problem_of(faults_in(error, *where)[:FAULTS_TOLD])
+    """Return the problem of a body, or a part of one, that breaks its model."""
+    return problem_of(faults_in(error, *where))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
+from fastapi import APIRouter, Header, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import ValidationError
 
-from producer.gateway.access import Caller, caller, refuse_unshared
+from producer.gateway.access import Caller, Reads, Runs, refuse_unshared
 from producer.gateway.dialects.own.continued_threads import refuse_threads_of_others
 from producer.gateway.dialects.own.job_events import checked_event_id, job_events
 from producer.gateway.dialects.own.job_records import JobRecords
@@ -16,11 +16,10 @@ from producer.gateway.dialects.own.job_requests import AssistantName, JobRequest
 from producer.gateway.dialects.own.job_view import JobView, find_job, view_of_row
 from producer.gateway.dialects.own.pages import Cursor, Limit, Page, Place, page_of, place_of
 from producer.gateway.dialects.own.problem_details import PROBLEMS
-from producer.gateway.dialects.own.waiting import Prefer, WaitS, end_of, wait_asked
+from producer.gateway.dialects.own.waiting import WaitS, end_of
 from producer.gateway.http import sse
 from producer.gateway.http.strict_json import StrictJsonRoute
 from producer.gateway.idempotency import IdempotencyKey, Identified, ended_before, identified
-from producer.gateway.keys import Scope
 from producer.gateway.parts import Parts, parts_of
 from producer.gateway.problem import Kind, Problem
 from schemas.job import InvokeJob
@@ -31,8 +30,6 @@ router = APIRouter(route_class=StrictJsonRoute, tags=["Jobs"], responses=PROBLEM
 ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:@-]{0,199}$"
 JobId = Annotated[str, Path(pattern=ID_PATTERN)]
 BatchFilter = Annotated[str | None, Query(pattern=ID_PATTERN)]
-Runs = Annotated[Caller, Depends(caller(Scope.RUN))]
-Reads = Annotated[Caller, Depends(caller(Scope.READ))]
 
 _ENQUEUED: dict[int | str, dict[str, Any]] = {
     200: {"model": JobView, "description": "The job has ended"},
@@ -46,16 +43,15 @@ async def create_job(
     request: Request,
     response: Response,
     caller: Runs,
+    wait_s: WaitS,
     key: IdempotencyKey = None,
-    prefer: Prefer = None,
-    wait_s: WaitS = None,
 ) -> JobView:
     """Enqueue a job; the answer comes once it is on the queue's disk, or with the job's end if that is waited for."""
     parts = parts_of(request)
     job = body.to_job(caller)
     await _refuse_threads_of_others(parts, job, caller)
     known = await identified(parts, key, workspace=caller.workspace, operation="jobs", body=body)
-    return await _enqueued(parts, job, known, caller, response, wait_s=wait_asked(prefer, wait_s))
+    return await _enqueued(parts, job, known, caller, response, wait_s=wait_s)
 
 
 @router.get("/v1/jobs", response_model=Page[JobView])
@@ -105,9 +101,8 @@ async def retry_job(
     request: Request,
     response: Response,
     caller: Runs,
+    wait_s: WaitS,
     key: IdempotencyKey = None,
-    prefer: Prefer = None,
-    wait_s: WaitS = None,
 ) -> JobView:
     """Run a job that did not succeed anew, as another job."""
     parts = parts_of(request)
@@ -115,7 +110,7 @@ async def retry_job(
     refuse_unshared(job.address, caller)
     await _refuse_threads_of_others(parts, job, caller)
     known = await identified(parts, key, workspace=caller.workspace, operation="jobs/retry", body=job_id)
-    return await _enqueued(parts, job, known, caller, response, wait_s=wait_asked(prefer, wait_s))
+    return await _enqueued(parts, job, known, caller, response, wait_s=wait_s)
 
 
 @router.get(

@@ -5,17 +5,16 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Path, Request, Response
+from fastapi import APIRouter, Path, Request, Response
 from pydantic import BaseModel, Field
 
-from producer.gateway.access import Caller, caller
+from producer.gateway.access import Caller, Reads, Runs
 from producer.gateway.dialects.own.continued_threads import unknown_thread
 from producer.gateway.dialects.own.jobs import ID_PATTERN
 from producer.gateway.dialects.own.pages import Cursor, Limit, Page, Place, page_of, place_of
 from producer.gateway.dialects.own.problem_details import PROBLEMS
 from producer.gateway.dialects.own.thread_records import ThreadRecords
 from producer.gateway.http.strict_json import StrictJsonRoute
-from producer.gateway.keys import Scope
 from producer.gateway.parts import Parts, parts_of
 from producer.gateway.threads import Threads
 from schemas.tables import Thread, ThreadMessage
@@ -23,8 +22,6 @@ from schemas.tables import Thread, ThreadMessage
 router = APIRouter(route_class=StrictJsonRoute, tags=["Threads"], responses=PROBLEMS)
 
 ThreadId = Annotated[str, Path(pattern=ID_PATTERN)]
-Reads = Annotated[Caller, Depends(caller(Scope.READ))]
-Runs = Annotated[Caller, Depends(caller(Scope.RUN))]
 
 
 class ThreadView(BaseModel):

@@ -51,28 +51,39 @@ def media_type_of(request: Request) -> str:
 
 
 @asynccontextmanager
-async def spooled(request: Request, *, max_bytes: int) -> AsyncIterator[Upload]:
-    """Yield the file that the request brings; Problem 400, 413 or 415 for one that cannot be taken."""
+async def spooled(request: Request) -> AsyncIterator[Upload]:
+    """Yield the file that the request brings; Problem 400 or 415 for one that cannot be taken.
+
+    How large it may be is seen to before (http/limits.py).
+    """
     try:
         async with anyio.TemporaryDirectory(prefix="assistq-upload-") as directory:
             if media_type_of(request) == FORM:
-                yield await _from_form(request, Path(directory), max_bytes=max_bytes)
+                yield await _from_form(request, Path(directory))
             else:
-                yield await _from_body(request, Path(directory), max_bytes=max_bytes)
+                yield await _from_body(request, Path(directory))
     except ClientDisconnect as exc:
         # Nobody hears it, but the log has no crash.
         raise Problem(Kind.BAD_REQUEST, "the upload broke off; nothing was enqueued", code="upload_broken") from exc
 
 
 async def bounded_body(request: Request, *, max_bytes: int) -> bytes:
-    """Return the whole body; Problem 413 for a larger one."""
+    """Return the whole body; Problem 413 for a larger one, which only a file may be."""
+    told = request.headers.get("content-length", "")
+    if told.isdecimal() and len(told) < 20 and int(told) > max_bytes:
+        raise _too_large(max_bytes)
+    body = bytearray()
     try:
-        return b"".join([chunk async for chunk in _chunks(request, max_bytes=max_bytes)])
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > max_bytes:
+                raise _too_large(max_bytes)
     except ClientDisconnect as exc:
         raise Problem(Kind.BAD_REQUEST, "the body broke off", code="body_broken") from exc
+    return bytes(body)
 
 
-async def _from_body(request: Request, directory: Path, *, max_bytes: int) -> Upload:
+async def _from_body(request: Request, directory: Path) -> Upload:
     suffix = SUFFIXES.get(media_type_of(request))
     if suffix is None:
         raise _unsupported(media_type_of(request))
@@ -81,16 +92,14 @@ async def _from_body(request: Request, directory: Path, *, max_bytes: int) -> Up
     path = directory / f"rows{suffix}"
     digest = hashlib.sha256()
     async with await anyio.open_file(path, "wb") as out:
-        async for chunk in _chunks(request, max_bytes=max_bytes):
+        async for chunk in request.stream():
             digest.update(chunk)
             await out.write(chunk)
     return Upload(path=path, name=path.name, sha256=digest.hexdigest())
 
 
-async def _from_form(request: Request, directory: Path, *, max_bytes: int) -> Upload:
-    # The parser spools files by itself, but takes any number of bytes.
-    bounded = Request(request.scope, _bounded(request, max_bytes=max_bytes))
-    async with bounded.form(max_files=1, max_fields=_FIELDS_MAX, max_part_size=_FIELD_MAX_BYTES) as form:
+async def _from_form(request: Request, directory: Path) -> Upload:
+    async with request.form(max_files=1, max_fields=_FIELDS_MAX, max_part_size=_FIELD_MAX_BYTES) as form:
         fields = {key: value for key, value in form.items() if isinstance(value, str)}
         sent = form.get("file")
         if not isinstance(sent, UploadFile):
@@ -115,32 +124,6 @@ def _copied(source: Any, path: Path) -> str:
         shutil.copyfileobj(source, out)
         out.seek(0)
         return hashlib.file_digest(out, "sha256").hexdigest()
-
-
-async def _chunks(request: Request, *, max_bytes: int) -> AsyncIterator[bytes]:
-    told = request.headers.get("content-length", "")
-    if told.isdecimal() and len(told) < 20 and int(told) > max_bytes:
-        raise _too_large(max_bytes)
-    size = 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > max_bytes:
-            raise _too_large(max_bytes)
-        yield chunk
-
-
-def _bounded(request: Request, *, max_bytes: int) -> Any:
-    size = 0
-
-    async def receive() -> Any:
-        nonlocal size
-        message = await request.receive()
-        size += len(message.get("body", b""))
-        if size > max_bytes:
-            raise _too_large(max_bytes)
-        return message
-
-    return receive
 
 
 def _too_large(max_bytes: int) -> Problem:

@@ -7,7 +7,7 @@ import re
 import time
 from typing import Annotated
 
-from fastapi import Header, Query
+from fastapi import Depends, Header, Query
 
 from producer.gateway.access import Caller
 from producer.gateway.dialects.own.job_view import JobView, find_job
@@ -18,16 +18,19 @@ from schemas import names
 _LOOK_AGAIN_S = 1.0
 _WAIT = re.compile(r"(?:^|[,;])\s*wait\s*=\s*\"?([0-9]{1,6})\"?\s*(?:$|[,;])", re.IGNORECASE)
 
-Prefer = Annotated[str | None, Header(max_length=1024, description="`wait=N`: wait up to N seconds for the end")]
-WaitS = Annotated[float | None, Query(ge=0, le=86_400, allow_inf_nan=False, description="The same as a parameter")]
+_Prefer = Annotated[str | None, Header(max_length=1024, description="`wait=N`: wait up to N seconds for the end")]
+_WaitS = Annotated[float | None, Query(ge=0, le=86_400, allow_inf_nan=False, description="The same as a parameter")]
 
 
-def wait_asked(prefer: str | None, wait_s: float | None) -> float | None:
+def _asked(prefer: _Prefer = None, wait_s: _WaitS = None) -> float | None:
     """Return the seconds that were asked for, None if none were; what else is preferred is ignored, as it may be."""
     if wait_s is not None:
         return wait_s
     found = _WAIT.search(prefer or "")
     return float(found[1]) if found else None
+
+
+WaitS = Annotated[float | None, Depends(_asked)]
 
 
 async def end_of(parts: Parts, job_id: str, caller: Caller, *, wait_s: float) -> JobView:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel
 
-from producer.gateway.access import Caller, caller
+from producer.gateway.access import ManagesWebhooks
 from producer.gateway.dialects.own.problem_details import PROBLEMS
 from producer.gateway.dialects.own.webhooks import EndpointRequest
 from producer.gateway.http.strict_json import StrictJsonRoute
-from producer.gateway.keys import Scope
 from producer.gateway.parts import parts_of
 from producer.gateway.problem import Kind, Problem
 from producer.subscriptions import Subscriptions
@@ -21,8 +20,6 @@ from schemas.tables import WebhookSubscription
 from schemas.webhook import Form
 
 router = APIRouter(route_class=StrictJsonRoute, tags=["Webhooks"], responses=PROBLEMS)
-
-Manages = Annotated[Caller, Depends(caller(Scope.WEBHOOKS))]
 
 
 class SubscriptionRequest(EndpointRequest):
@@ -46,7 +43,7 @@ class Subscribed(BaseModel):
 
 
 @router.get("/v1/webhooks/subscriptions", response_model=Subscribed)
-async def list_subscriptions(request: Request, caller: Manages) -> Subscribed:
+async def list_subscriptions(request: Request, caller: ManagesWebhooks) -> Subscribed:
     """List the endpoints that are told of every batch which is made over OpenAI's API."""
     parts = parts_of(request)
     found = await parts.in_thread(Subscriptions(parts.engine).of, caller.workspace)
@@ -54,7 +51,7 @@ async def list_subscriptions(request: Request, caller: Manages) -> Subscribed:
 
 
 @router.put("/v1/webhooks/subscriptions", response_model=SubscriptionView)
-async def subscribe(body: SubscriptionRequest, request: Request, caller: Manages) -> SubscriptionView:
+async def subscribe(body: SubscriptionRequest, request: Request, caller: ManagesWebhooks) -> SubscriptionView:
     """Tell an endpoint of batches from now on; again, to choose another form."""
     parts = parts_of(request)
     try:
@@ -66,7 +63,7 @@ async def subscribe(body: SubscriptionRequest, request: Request, caller: Manages
 
 @router.delete("/v1/webhooks/subscriptions", status_code=204, response_class=Response)
 async def unsubscribe(
-    request: Request, caller: Manages, url: Annotated[str, Query(min_length=1, max_length=2048)]
+    request: Request, caller: ManagesWebhooks, url: Annotated[str, Query(min_length=1, max_length=2048)]
 ) -> Response:
     """Tell an endpoint no more."""
     parts = parts_of(request)

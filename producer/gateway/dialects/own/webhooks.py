@@ -8,16 +8,15 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from producer.gateway.access import Caller, caller
+from producer.gateway.access import Caller, ManagesWebhooks
 from producer.gateway.dialects.own.jobs import ID_PATTERN
 from producer.gateway.dialects.own.pages import Cursor, Limit, Page, Place, page_of, place_of
 from producer.gateway.dialects.own.problem_details import PROBLEMS
 from producer.gateway.dialects.own.webhook_records import WebhookRecords
 from producer.gateway.http.strict_json import StrictJsonRoute
-from producer.gateway.keys import Scope
 from producer.gateway.parts import Parts, parts_of
 from producer.gateway.problem import Kind, Problem
 from producer.webhooks import Webhooks
@@ -30,7 +29,6 @@ router = APIRouter(route_class=StrictJsonRoute, tags=["Webhooks"], responses=PRO
 
 # A delivery's id has that of its job or batch in it.
 DeliveryId = Annotated[str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@-]{0,299}$")]
-Manages = Annotated[Caller, Depends(caller(Scope.WEBHOOKS))]
 
 # A year: whoever wants longer has not rotated.
 _OVERLAP_AT_MOST_HOURS = 24 * 365
@@ -109,7 +107,7 @@ class Rotation(BaseModel):
 @router.get("/v1/webhooks/deliveries", response_model=Page[DeliveryView])
 async def list_deliveries(
     request: Request,
-    caller: Manages,
+    caller: ManagesWebhooks,
     state: DeliveryState | None = None,
     batch: Annotated[str | None, Query(pattern=ID_PATTERN)] = None,
     limit: Limit = 20,
@@ -128,14 +126,14 @@ async def list_deliveries(
 
 
 @router.get("/v1/webhooks/deliveries/{delivery_id}", response_model=DeliveryWithBody)
-async def get_delivery(delivery_id: DeliveryId, request: Request, caller: Manages) -> DeliveryWithBody:
+async def get_delivery(delivery_id: DeliveryId, request: Request, caller: ManagesWebhooks) -> DeliveryWithBody:
     """Show a delivery with its body."""
     row = await _found(parts_of(request), delivery_id, caller)
     return DeliveryWithBody(**_view(row).model_dump(), body=row.body)
 
 
 @router.post("/v1/webhooks/deliveries/{delivery_id}/replay", response_model=DeliveryView)
-async def replay_delivery(delivery_id: DeliveryId, request: Request, caller: Manages) -> DeliveryView:
+async def replay_delivery(delivery_id: DeliveryId, request: Request, caller: ManagesWebhooks) -> DeliveryView:
     """Send a delivery again, with the same id and body, whatever came of it; it is due at once."""
     parts = parts_of(request)
     await _found(parts, delivery_id, caller)
@@ -147,7 +145,7 @@ async def replay_delivery(delivery_id: DeliveryId, request: Request, caller: Man
 
 @router.get("/v1/webhooks/endpoints", response_model=Page[EndpointView])
 async def list_endpoints(
-    request: Request, caller: Manages, limit: Limit = 20, cursor: Cursor = None
+    request: Request, caller: ManagesWebhooks, limit: Limit = 20, cursor: Cursor = None
 ) -> Page[EndpointView]:
     """List the endpoints that fail or are disabled, by URL; all others are healthy."""
     parts = parts_of(request)
@@ -161,7 +159,7 @@ async def list_endpoints(
 
 
 @router.post("/v1/webhooks/endpoints/enable", status_code=204, response_class=Response)
-async def enable_endpoint(body: EndpointRequest, request: Request, caller: Manages) -> Response:
+async def enable_endpoint(body: EndpointRequest, request: Request, caller: ManagesWebhooks) -> Response:
     """Hold nothing against an endpoint any more: it gets events again."""
     parts = parts_of(request)
     try:
@@ -174,7 +172,7 @@ async def enable_endpoint(body: EndpointRequest, request: Request, caller: Manag
 
 
 @router.get("/v1/webhooks/secret", response_model=SigningSecret)
-async def get_signing_secret(request: Request, response: Response, caller: Manages) -> SigningSecret:
+async def get_signing_secret(request: Request, response: Response, caller: ManagesWebhooks) -> SigningSecret:
     """Show the secret that the workspace's webhooks are signed with; it is made when it is first asked for."""
     parts = parts_of(request)
     response.headers["cache-control"] = "no-store"
@@ -183,7 +181,7 @@ async def get_signing_secret(request: Request, response: Response, caller: Manag
 
 @router.post("/v1/webhooks/secret/rotate", response_model=SigningSecret)
 async def rotate_signing_secret(
-    request: Request, response: Response, caller: Manages, body: Rotation | None = None
+    request: Request, response: Response, caller: ManagesWebhooks, body: Rotation | None = None
 ) -> SigningSecret:
     """Make a new secret; a receiver with either verifies for `overlap_hours`."""
     parts = parts_of(request)
