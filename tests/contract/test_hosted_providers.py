@@ -45,6 +45,7 @@ from worker.providers.errors import (
     ReplyMalformed,
     RequestRefused,
     ServerFault,
+    StreamRefused,
     StructuredOutputUnsupported,
     ThreadUnknown,
     ToolsUnsupported,
@@ -1644,6 +1645,21 @@ def test_the_agent_endpoints_objections_are_readable(server: LoopbackHosted) -> 
         "HTTP 422: body.temperature: Input should be between 0 and 2; "
         "body.n: Input should be greater than or equal to 1"
     )
+
+
+def test_an_older_agent_endpoint_is_asked_to_stream_without_a_count(server: LoopbackHosted) -> None:
+    objection = {"loc": ["body", "stream_options"], "msg": "Extra inputs are not permitted"}
+    server.fail(Fault(status=422, body={"detail": [objection]}))
+    request, told = request_for(AGENT, user("hello")), list[Delta]()
+    refused = failure(AGENT, server, request, on_delta=told.append)
+    assert isinstance(refused, StreamRefused)
+    less = dataclasses.replace(request, streams=refused.instead)
+    ask(AGENT, server, less, request, on_delta=told.append)
+    assert [(each.body["stream"], "stream_options" in each.body) for each in server.requests] == [
+        (True, True),
+        (True, False),
+        (True, False),
+    ]
 
 
 def test_a_model_that_is_not_the_agents_is_refused(server: LoopbackHosted) -> None:

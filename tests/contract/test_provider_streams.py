@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from schemas.chat import Message, Usage
-from tests.loopback_provider import LoopbackProvider, Reply, answers, chunk, status, streams
-from worker.providers.base import CallDelta, ChatRequest, Delta, TextDelta
-from worker.providers.errors import ContentFiltered, RequestRefused
+from tests.loopback_provider import LoopbackProvider, Reply, answers, chunk, hang_up, status, streams
+from worker.providers.base import CallDelta, ChatReply, ChatRequest, Delta, TextDelta
+from worker.providers.errors import ContentFiltered, ProviderError, RequestRefused, StreamRefused
 from worker.providers.openai_compatible import OpenAICompatible, http_client
 from worker.providers.schema_tools import SchemaTools
 from worker.tools.base import ToolDefinition
@@ -51,6 +51,15 @@ def how_asked(server: LoopbackProvider, last: int) -> list[dict[str, Any]]:
     return [{key: body[key] for key in ("stream", "stream_options") if key in body} for body in said]
 
 
+async def asked_for_less(provider: OpenAICompatible, asked: ChatRequest, told: list[Delta]) -> ChatReply:
+    """Ask until the server does not refuse to stream so."""
+    while True:
+        try:
+            return await provider.complete(asked, on_delta=told.append)
+        except StreamRefused as refusal:
+            asked = replace(asked, streams=refusal.instead)
+
+
 async def test_each_text_is_told_and_the_reply_is_whole_and_counted(
     provider: OpenAICompatible, server: LoopbackProvider, told: list[Delta]
 ) -> None:
@@ -76,18 +85,33 @@ async def test_who_does_not_listen_asks_for_no_stream(provider: OpenAICompatible
     ],
     ids=["no count", "no count, no stream", "no stream"],
 )
-async def test_a_server_that_refuses_to_stream_is_asked_without_and_is_not_asked_again(
+async def test_a_server_that_refuses_to_stream_may_be_asked_for_less_and_is_not_asked_for_more_again(
     provider: OpenAICompatible,
     server: LoopbackProvider,
     told: list[Delta],
     refusals: list[str],
     then: dict[str, Any],
 ) -> None:
-    server.queue(*map(refused, refusals), answers("Hello"), answers("Again"))
-    assert (await provider.complete(ASKED, on_delta=told.append)).content == "Hello"
+    server.queue(*map(refused, refusals), answers("Hello"), answers("Again"), streams("Hi"))
+    assert (await asked_for_less(provider, ASKED, told)).content == "Hello"
     assert (await provider.complete(ASKED, on_delta=told.append)).content == "Again"
     assert told == []
     assert how_asked(server, 2) == [then, then]
+    # Another model of the same server may be able to.
+    await provider.complete(replace(ASKED, model="m2"), on_delta=told.append)
+    assert how_asked(server, 1) == [COUNTED]
+
+
+async def test_one_call_sends_one_request_whatever_is_refused(
+    provider: OpenAICompatible, server: LoopbackProvider, told: list[Delta]
+) -> None:
+    elsewhere = {"location": f"{server.base_url}/chat/completions"}
+    for reply in (refused("stream_options is unknown"), status(307, headers=elsewhere), hang_up()):
+        server.queue(reply)
+        before = server.count
+        with pytest.raises(ProviderError):
+            await provider.complete(ASKED, on_delta=told.append)
+        assert server.count == before + 1
 
 
 async def test_each_way_to_ask_has_an_idempotency_key_of_its_own(
@@ -95,7 +119,7 @@ async def test_each_way_to_ask_has_an_idempotency_key_of_its_own(
 ) -> None:
     server.queue(refused("Unrecognized request argument supplied: stream_options"), answers("Hello"), answers("Again"))
     asked = replace(ASKED, step_id="j.0")
-    await provider.complete(asked, on_delta=told.append)
+    await asked_for_less(provider, asked, told)
     await provider.complete(asked)
     keys = [request.headers["idempotency-key"] for request in server.requests[-3:]]
     assert keys == ["j.0", "j.0.uncounted", "j.0"]
@@ -105,8 +129,9 @@ async def test_a_refusal_that_only_speaks_of_streams_changes_nothing_for_the_nex
     provider: OpenAICompatible, server: LoopbackProvider, told: list[Delta]
 ) -> None:
     server.queue(refused("no: 'by the stream'"), refused("no: 'by the stream'"), streams("Hello"))
-    with pytest.raises(RequestRefused):
-        await provider.complete(ASKED, on_delta=told.append)
+    with pytest.raises(RequestRefused) as last:
+        await asked_for_less(provider, ASKED, told)
+    assert not isinstance(last.value, StreamRefused)
     await provider.complete(ASKED, on_delta=told.append)
     assert how_asked(server, 1) == [COUNTED]
 

@@ -531,6 +531,71 @@ class TestReservations:
         assert believed == [(LANE, QuotaTold(remaining_requests=0)), (LANE, QuotaTold(remaining_requests=5))]
 
 
+FREE = "acme/reviews/free"
+
+
+def cannot(*refused: str) -> Callable[[object, int], Reply]:
+    """Return the script of a server that refuses these fields of a request, and knows no streams."""
+
+    def script(body: object, n: int) -> Reply:
+        assert isinstance(body, dict)
+        found = next((field for field in refused if field in body), None)
+        words = f"Unrecognized request argument supplied: {found}"
+        return answers("positive") if found is None else status(400, {"error": {"message": words}})
+
+    return script
+
+
+class TestRefusedFields:
+    """What a server refuses of what we add ourselves is asked for otherwise, and each ask has a turn of its own."""
+
+    @pytest.mark.parametrize("jobs", [1, 20])
+    @pytest.mark.parametrize("refused", [("stream_options",), ("stream_options", "stream"), ("response_format",)])
+    async def test_no_request_leaves_without_a_turn_of_its_own(
+        self,
+        worker: Worker,
+        producer: Producer,
+        loopback_provider: LoopbackProvider,
+        redis_client: Redis,
+        jobs: int,
+        refused: tuple[str, ...],
+    ) -> None:
+        loopback_provider.script(cannot(*refused))
+        store_assistant(worker.engine, a_config(assistant=FREE))
+        which = {} if refused == ("response_format",) else {"assistant": FREE, "tell": "stream"}
+        producer.enqueue_many([a_job(f"j{n}", **which) for n in range(jobs)])
+        await worker.run()
+        assert {ended(producer, f"j{n}").status for n in range(jobs)} == {Status.SUCCEEDED}
+        assert not worker.all(JobSnoozed)
+        requests = loopback_provider.count
+        assert requests >= jobs + len(refused)
+        assert (await reserved(redis_client, LANE))[0] == requests
+        assert len(worker.all(ProviderCalled)) == requests
+        # Once it is known, nothing of it is asked for again, in no job of this process.
+        producer.enqueue(a_job("next", **which))
+        await worker.run()
+        assert ended(producer, "next").succeeded
+        assert loopback_provider.count == requests + 1
+
+    async def test_where_turns_are_rare_the_next_run_asks_for_less(
+        self, hire: Hire, producer: Producer, loopback_provider: LoopbackProvider, redis_client: Redis
+    ) -> None:
+        worker = hire(limits=LaneLimits(rpm=1, tpm=1_000_000, burst_s=1))
+        loopback_provider.script(cannot("stream_options"))
+        store_assistant(worker.engine, a_config(assistant=FREE))
+        producer.enqueue(a_job("j", assistant=FREE, tell="stream"))
+        await worker.run()
+        assert worker.all(JobSnoozed)[0].code == Code.LIMITER_WAIT
+        assert loopback_provider.count == 1
+        # A lane that was idle for long is as good as new.
+        await redis_client.delete(*(f"{names.PREFIX}:{kind}:{LANE.key}" for kind in ("limit", "cells")))
+        await worker.let_waits_end()
+        await worker.run()
+        assert ended(producer).succeeded
+        assert ["stream_options" in request.body for request in loopback_provider.requests] == [True, False]
+        assert ended(producer).attempts == 1
+
+
 class TestFaultsOfTheProvider:
     async def test_after_a_fault_the_second_attempt_succeeds(
         self, worker: Worker, producer: Producer, loopback_provider: LoopbackProvider

@@ -15,7 +15,7 @@ from worker.flow.turn import await_turn
 from worker.limits.base import Granted, Limiter, Stopped
 from worker.limits.learned import EstimateKey, Estimates
 from worker.providers.base import ChatRequest, OnDelta, Provider
-from worker.providers.errors import ProviderError, StructuredOutputUnsupported, Unreachable
+from worker.providers.errors import ProviderError, StreamRefused, StructuredOutputUnsupported, Unreachable
 from worker.queue.leases import Leases
 from worker.queue.queue import CalledOff, Claimed, JobQueue
 from worker.queue.steps import AnyStep, ReplyStep
@@ -24,6 +24,9 @@ from worker.spend.spending import Quote, Spending
 # A wait that is shorter is not worth telling about.
 _TELL_WAITS_FROM_S = 0.001
 SHUTTING_DOWN = Snoozed(delay_s=0, code=Code.SHUTTING_DOWN, reason="the worker shuts down")
+
+# Refusals of what we added ourselves: the same may be asked for in another way, in another turn.
+AskOtherwise = StructuredOutputUnsupported | StreamRefused
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +71,7 @@ class Calls:
         lane: Lane,
         key: EstimateKey,
         on_delta: OnDelta | None = None,
-    ) -> Journaled | Outcome | StructuredOutputUnsupported:
+    ) -> Journaled | Outcome | AskOtherwise:
         """Wait for the turn, call, and journal the reply as the job's `index`-th step.
 
         `on_delta` is told what the provider says as it comes.
@@ -137,7 +140,7 @@ class Calls:
 
     async def _met(
         self, error: ProviderError, claimed: Claimed, lane: Lane, grant: Granted, quote: Quote
-    ) -> Outcome | StructuredOutputUnsupported:
+    ) -> Outcome | AskOtherwise:
         outcome = decide_error(error, attempt=claimed.attempts + 1, max_attempts=self._max_attempts)
         if claimed.record.job.do_not_record and isinstance(outcome, Snoozed):
             # The reason ends in the log and with the lane, and providers quote what they were sent.
@@ -155,7 +158,7 @@ class Calls:
             await self._limiter.settle(lane, grant, used_tokens=grant.tokens, fault_over=False)
         if error.told is not None:
             await self._limiter.believe(lane, error.told)
-        if isinstance(error, StructuredOutputUnsupported):
+        if isinstance(error, AskOtherwise):
             return error
         if isinstance(outcome, Snoozed):
             if outcome.hold_lane:

@@ -21,8 +21,8 @@ from worker.flow.prepare import Prepared
 from worker.flow.request import estimate_key, request_of
 from worker.limits.base import Limiter
 from worker.limits.learned import Estimates
-from worker.providers.base import OnDelta, Provider, StructuredOutput
-from worker.providers.errors import StructuredOutputUnsupported
+from worker.providers.base import OnDelta, Provider, Streams, StructuredOutput
+from worker.providers.errors import StreamRefused, StructuredOutputUnsupported
 from worker.queue.leases import Leases
 from worker.queue.queue import CalledOff, Claimed, JobQueue
 from worker.queue.steps import AnyStep, ReplyStep, ToolStep
@@ -82,6 +82,8 @@ class Conversation:
         self._max_attempts = max_attempts
         # Lanes whose provider refused its native structured output, as far as this process knows.
         self._instructed: set[Lane] = set()
+        # How to stream on lanes whose provider seems to have refused more, until an answer shows whether it did.
+        self._streams: dict[Lane, Streams] = {}
 
     async def run(self, claimed: Claimed, prepared: Prepared) -> Conversed:
         """Converse to the end, or to a wait; what stands in the journal is not bought or run again."""
@@ -160,7 +162,11 @@ class Conversation:
         lane: Lane,
         on_delta: OnDelta | None,
     ) -> Journaled | Outcome:
-        """Buy one completion; a provider without native structured output is asked once more, by instruction."""
+        """Buy one completion.
+
+        A provider without native structured output is asked once more, by instruction; one that refuses to stream
+        once or twice more, for less. Each ask has a turn of its own.
+        """
         key = estimate_key(claimed.record, prepared)
         refs = [step.thread_ref for step in steps if isinstance(step, ReplyStep) and step.thread_ref]
         while True:
@@ -173,6 +179,7 @@ class Conversation:
                 structured=structured,
                 step_id=f"{claimed.id}.{len(steps)}",
                 thread_ref=refs[-1] if refs else prepared.thread_ref,
+                streams=self._streams.get(lane, Streams.COUNTED),
             )
             bought = await self._calls.make(
                 claimed,
@@ -184,7 +191,14 @@ class Conversation:
                 key=key,
                 on_delta=on_delta,
             )
+            if isinstance(bought, StreamRefused):
+                # Kept beyond this run: where turns are rare, the job waits for its next one in its line.
+                self._streams[lane] = bought.instead
+                continue
             if not isinstance(bought, StructuredOutputUnsupported):
+                if on_delta is not None and not isinstance(bought, Snoozed):
+                    # The provider knows by now what it can, or the refusal only quoted a prompt.
+                    self._streams.pop(lane, None)
                 return bought
             if request.response_schema is None or prepared.config.structured_output == "native":
                 return decide_error(bought, attempt=claimed.attempts + 1, max_attempts=self._max_attempts)

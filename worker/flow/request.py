@@ -14,7 +14,7 @@ from worker.flow.moves import Ask
 from worker.flow.output import instruction, wire_schema
 from worker.flow.prepare import Prepared
 from worker.limits.learned import EstimateKey
-from worker.providers.base import ChatRequest, HostedCall, StructuredOutput
+from worker.providers.base import ChatRequest, HostedCall, Streams, StructuredOutput
 from worker.tools.base import Tools
 
 
@@ -27,6 +27,7 @@ def request_of(
     structured: StructuredOutput,
     step_id: str,
     thread_ref: str | None,
+    streams: Streams = Streams.COUNTED,
 ) -> ChatRequest:
     """Build the request; a service that hosts the assistant gets its own part."""
     parameters = prepared.parameters
@@ -51,6 +52,7 @@ def request_of(
         reasoning_effort=parameters.reasoning_effort,
         step_id=step_id,
         hosted=None if prepared.provider == "openai" else _hosted(record, prepared, ask, told, thread_ref=thread_ref),
+        streams=streams,
     )
 
 

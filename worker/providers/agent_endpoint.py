@@ -8,13 +8,14 @@ from typing import Any, Literal
 import httpx
 
 from schemas.lane import provider_name
-from worker.providers.base import ChatReply, ChatRequest, HostedCall, OnDelta
+from worker.providers.base import ChatReply, ChatRequest, HostedCall, OnDelta, Streams
 from worker.providers.chunks import telling
 from worker.providers.completion import given, read_completion, tool_choice_body, tools_body
 from worker.providers.errors import RequestRefused, StructuredOutputUnsupported
 from worker.providers.exchange import path_segment, post
 from worker.providers.folding import without_system
 from worker.providers.http_errors import presentable
+from worker.providers.streaming import Streaming, refuse_stream, stream_body
 
 
 class AgentEndpoint:
@@ -24,6 +25,7 @@ class AgentEndpoint:
     extend it with what is new. Only without a thread is it stateless. The API has no system
     role (folding.py) and no `top_p`, penalties, `user`, `reasoning_effort` or
     `response_format`: all but the last are left out, that one is StructuredOutputUnsupported.
+    Only its newer version counts a stream's tokens when asked to.
     `retrieved` of a reply holds the passages that the agent found.
     """
 
@@ -41,6 +43,7 @@ class AgentEndpoint:
         self._base_url = f"{base_url.rstrip('/')}/{path}"
         self._headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         self._stream = stream
+        self._streaming = Streaming()
         self._api_key = api_key
         self.name = provider_name(base_url)
 
@@ -55,20 +58,28 @@ class AgentEndpoint:
             raise RequestRefused("an agent endpoint needs the agent's id")
         if request.response_schema is not None or request.response_format is not None:
             raise StructuredOutputUnsupported("this API has no response_format; ask for the form by instruction")
-        answer = await post(
-            self._client,
-            f"{self._base_url}/{path_segment(hosted.assistant)}/chat/completions",
-            name=self.name,
-            headers=self._headers,
-            body=_body(request, hosted, stream=self._stream or on_delta is not None),
-            request=request,
-            on_event=telling(on_delta),
-        )
+        streams = self._stream or on_delta is not None
+        way = self._streaming.way_of(request) if streams else Streams.NOT_AT_ALL
+        try:
+            answer = await post(
+                self._client,
+                f"{self._base_url}/{path_segment(hosted.assistant)}/chat/completions",
+                name=self.name,
+                headers=self._headers,
+                body=_body(request, hosted) | {"stream": False} | stream_body(way),
+                request=request,
+                on_event=telling(on_delta),
+            )
+        except RequestRefused as refused:
+            refuse_stream(refused, asked=way)
+            raise
+        if streams:
+            self._streaming.answered(request, way)
         reply = read_completion(answer, name=self.name, request=request)
         return reply if reply.thread_ref else replace(reply, thread_ref=hosted.thread_ref)
 
 
-def _body(request: ChatRequest, hosted: HostedCall, *, stream: bool) -> dict[str, Any]:
+def _body(request: ChatRequest, hosted: HostedCall) -> dict[str, Any]:
     creates = hosted.thread_ref is None and hosted.keep_thread
     messages = hosted.new_messages if hosted.thread_ref or creates else request.messages
     tools = tools_body(request)
@@ -85,8 +96,5 @@ def _body(request: ChatRequest, hosted: HostedCall, *, stream: bool) -> dict[str
             "max_tokens": request.max_tokens,
             "tools": tools,
             "tool_choice": tool_choice_body(request) if tools else None,
-            "stream": stream,
-            # Its newer version counts a stream's tokens when asked to.
-            "stream_options": {"include_usage": True} if stream else None,
         }
     )

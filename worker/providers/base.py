@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import Any, Literal, Protocol
 
 from schemas.chat import Message, ToolCall, Usage
@@ -13,6 +14,14 @@ from schemas.tool import ToolChoice
 from worker.tools.base import ToolDefinition
 
 StructuredOutput = Literal["native", "instructed"]
+
+
+class Streams(IntEnum):
+    """How much of streaming a server is asked for: its tokens as they come, and their count at the end."""
+
+    NOT_AT_ALL = 0
+    UNCOUNTED = 1
+    COUNTED = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +58,7 @@ class ChatRequest:
 
     `response_schema` is sent as the provider's native structured output; `response_format`
     is what the job itself asked for, word for word. `step_id` names this call for ever: a
-    provider that knows idempotency keys gets it as one.
+    provider that knows idempotency keys gets it as one. Who listens is streamed to as `streams` says, at most.
     """
 
     model: str
@@ -71,6 +80,7 @@ class ChatRequest:
     reasoning_effort: str | None = None
     step_id: str | None = None
     hosted: HostedCall | None = None
+    streams: Streams = Streams.COUNTED
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +142,11 @@ OnDelta = Callable[[Delta], None]
 
 
 class Provider(Protocol):
-    """A service that completes chats. Every failure is a ProviderError (providers/errors.py)."""
+    """A service that completes chats. Every failure is a ProviderError (providers/errors.py).
+
+    One call sends one request, for it has one turn of the limiter: who is to be asked in another way is asked in
+    another call (StructuredOutputUnsupported, StreamRefused).
+    """
 
     @property
     def name(self) -> str:

@@ -10,6 +10,7 @@
     │   ├── ContextLengthExceeded
     │   ├── ContentFiltered              the prompt, by the provider's content filter
     │   ├── StructuredOutputUnsupported  `response_format`, by this model or with this schema
+    │   ├── StreamRefused                `stream` or `stream_options`, it seems
     │   ├── ToolsUnsupported             tools, by this model or service
     │   └── ThreadUnknown                the thread that was to be continued
     ├── ServerFault       408, 409, 425, 5xx
@@ -25,6 +26,7 @@ error: http_errors.py.
 from __future__ import annotations
 
 from schemas.quota_told import QuotaTold
+from worker.providers.base import Streams
 
 # Somebody between us and the provider gave up waiting for it: it may have answered, and billed, all the same.
 _GAVE_UP = frozenset({408, 499, 502, 504, *range(520, 528)})
@@ -100,6 +102,15 @@ class ContentFiltered(RequestRefused):
 
 class StructuredOutputUnsupported(RequestRefused):
     """The model takes no `response_format`, or not with this schema; the same can be asked for by instruction."""
+
+
+class StreamRefused(RequestRefused):
+    """The server does not stream as it was asked to, or speaks of streams for another reason."""
+
+    def __init__(self, message: str, *, instead: Streams = Streams.NOT_AT_ALL, http_status: int | None = None) -> None:
+        """Say how it may be asked `instead`."""
+        super().__init__(message, http_status=http_status)
+        self.instead = instead
 
 
 class ToolsUnsupported(RequestRefused):
