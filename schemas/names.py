@@ -81,6 +81,9 @@ FLUSH = f"{PREFIX}:flush"
 # A producer publishes here after each enqueue, so that an idle worker need not poll fast.
 WAKE_CHANNEL = f"{PREFIX}:wake"
 
+# Who has made a batch over OpenAI's API, or ended one of any kind, publishes here, so that gateways look for work.
+BATCHES_CHANNEL = f"{PREFIX}:batches:news"
+
 # Whoever changes an API key publishes here, so that gateways forget what they knew of keys.
 KEYS_CHANNEL = f"{PREFIX}:keys"
 

@@ -1,9 +1,10 @@
-"""The gateway in a process of its own beside an installation, a key for it, and what the process holds."""
+"""The gateway, in a process of its own or that of an installation, a key for it, and what the process holds."""
 
 from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,12 +13,13 @@ import httpx
 import psutil
 
 from ops.bench.overhead import until
-from ops.bench.stack import STOPS_WITHIN_S, Installation
+from ops.bench.stack import STARTS_WITHIN_S, STOPS_WITHIN_S, BenchError, Installation
 from producer.embedded.child import Child
 from producer.gateway.keys import ApiKeys
 from schemas.database import engine_for, ensure_tables
 
 _LISTENS = '"event": "gateway_listening"'
+_LOOK_EVERY_S = 0.1
 _OPEN_REQUESTS = "assistq_http_open_requests "
 
 
@@ -69,6 +71,24 @@ def served(installed: Installation) -> Iterator[GatewayProcess]:
         yield GatewayProcess(told["url"], child.pid)
     finally:
         child.stop(grace_s=STOPS_WITHIN_S)
+
+
+def of_up(installed: Installation) -> GatewayProcess:
+    """Return the gateway that `assistq up` runs: where there is no other one, it works on all batches."""
+
+    def urls() -> list[str]:
+        lines = installed.log.read_text("utf-8").splitlines() if installed.log.exists() else []
+        return [json.loads(line[line.index("{") :])["url"] for line in lines if _LISTENS in line]
+
+    deadline_s = time.monotonic() + STARTS_WITHIN_S
+    while not urls():
+        if time.monotonic() > deadline_s:
+            raise BenchError(f"the gateway does not listen:\n{installed.log.read_text('utf-8')}")
+        time.sleep(_LOOK_EVERY_S)
+    url = urls()[0]
+    port = int(url.rsplit(":", 1)[1])
+    listening = (each for each in psutil.net_connections("tcp") if each.status == psutil.CONN_LISTEN)
+    return GatewayProcess(url, next(each.pid for each in listening if each.pid and tuple(each.laddr)[1:] == (port,)))
 
 
 def key_of(installed: Installation, workspace: str, *, database_url: str | None = None) -> str:

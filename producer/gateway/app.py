@@ -25,6 +25,7 @@ from producer.gateway.http.limits import BodyLimits
 from producer.gateway.http.observed import Observed
 from producer.gateway.parts import opened
 from producer.gateway.problem import Fault, Kind, Problem
+from schemas import names
 from schemas.errors import AssistqError
 from schemas.settings import Settings
 
@@ -39,9 +40,9 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with opened(settings) as parts:
+        async with opened(settings) as parts, parts.switchboard.listening(names.BATCHES_CHANNEL) as news:
             app.state.parts = parts
-            async with BatchKeeper(parts.engine, parts.producer).running():
+            async with BatchKeeper(parts.engine, parts.producer, parts.redis, news=news).running():
                 yield
 
     app = FastAPI(title="assistq", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)

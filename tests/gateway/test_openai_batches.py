@@ -12,6 +12,7 @@ from sqlalchemy import update
 from sqlmodel import Session, col, select
 
 from producer.gateway.dialects.openai.batching.store import NewBatch, OpenAIBatches
+from schemas import names
 from schemas.tables import Batch, FileChunk, OpenAIBatch, StoredFile
 from tests.at_work import Scene, completion
 from tests.loopback_provider import Reply, answers, hang_until, status
@@ -58,6 +59,25 @@ def test_every_request_is_in_one_of_the_two_files_under_its_custom_id(client: ht
     assert not scene.has_thread(f"thread_{first['response']['request_id']}")
     file = client.get(f"/v1/files/{batch['output_file_id']}").json()
     assert (file["purpose"], file["expires_at"]) == ("batch_output", None)
+
+
+def test_all_gateways_are_told_when_a_batch_is_made_and_when_its_last_row_has_ended(
+    client: httpx.Client, gateway: ServedGateway, scene: Scene
+) -> None:
+    scene.plays(lambda _body, _n: answers("Yes."))
+    with gateway.works.redis.pubsub(ignore_subscribe_messages=True) as words:
+        words.subscribe(names.BATCHES_CHANNEL)
+        until(lambda: gateway.works.redis.pubsub_numsub(names.BATCHES_CHANNEL)[0][1] == 2, what="we listen too")
+        batch_id = ended(client, create(client, jsonl([request_line("a", scene.model, "Hi")]))["id"])["id"]
+        heard: list[str] = []
+
+        def hears_two() -> bool:
+            word = words.get_message(timeout=1)
+            heard.extend([] if word is None else [word["data"].decode()])
+            return len(heard) == 2
+
+        until(hears_two, what="both words come")
+    assert heard == [batch_id, batch_id]
 
 
 def test_a_file_with_any_faulty_line_fails_whole_and_says_which_and_nothing_is_asked(
@@ -157,6 +177,7 @@ def test_rows_that_a_cancelled_batch_never_took_are_in_its_error_file(
             .values(total=4, ended_at=None, input_file_id=upload(client, _four(scene))["id"])
         )
         connection.execute(update(Batch).where(col(Batch.id) == batch["id"]).values(state="cancelled"))
+    gateway.works.redis.publish(names.BATCHES_CHANNEL, batch["id"])
     until(lambda: look(client, batch["id"])["error_file_id"], what="the files are written again")
     assert len(lines_of(client, look(client, batch["id"])["output_file_id"])) == 3
     (never,) = lines_of(client, look(client, batch["id"])["error_file_id"])
@@ -267,7 +288,9 @@ def test_a_batch_whose_file_is_gone_before_it_is_read_fails(
         endpoint="/v1/chat/completions",
         completion_window="24h",
     )
-    batch = ended(client, OpenAIBatches(gateway.works.engine).create(new).id)
+    batch_id = OpenAIBatches(gateway.works.engine).create(new).id
+    gateway.works.redis.publish(names.BATCHES_CHANNEL, batch_id)
+    batch = ended(client, batch_id)
     assert (batch["status"], batch["errors"]["data"][0]["code"]) == ("failed", "file_not_found")
 
 

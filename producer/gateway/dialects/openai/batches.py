@@ -5,10 +5,11 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, BackgroundTasks, Depends, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from producer.gateway.access import Caller, caller
+from producer.gateway.dialects.openai.batching.keeper import tell_of_batch
 from producer.gateway.dialects.openai.batching.store import BatchStatus, NewBatch, OpenAIBatches
 from producer.gateway.dialects.openai.errors import OPENAI_ERRORS
 from producer.gateway.dialects.openai.files import INPUT_PURPOSE, file_for_batches
@@ -132,7 +133,10 @@ class BatchList(BaseModel):
 
 @router.post("/v1/batches")
 async def create_batch(
-    body: BatchRequest, request: Request, caller: Annotated[Caller, Depends(caller(Scope.RUN))]
+    body: BatchRequest,
+    request: Request,
+    caller: Annotated[Caller, Depends(caller(Scope.RUN))],
+    background: BackgroundTasks,
 ) -> BatchObject:
     """Make a batch of the requests in a file; it is checked and run in the background."""
     parts = parts_of(request)
@@ -153,7 +157,10 @@ async def create_batch(
         metadata=body.metadata,
         output_expires_after_s=body.output_expires_after.seconds if body.output_expires_after else None,
     )
-    return await parts.in_thread(lambda: _told(parts, _store(parts).create(new)))
+    row = await parts.in_thread(_store(parts).create, new)
+    # After the answer, which does not need Redis.
+    background.add_task(tell_of_batch, parts.redis, row.id)
+    return await parts.in_thread(_told, parts, row)
 
 
 @router.get("/v1/batches")

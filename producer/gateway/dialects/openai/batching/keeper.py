@@ -1,4 +1,9 @@
-"""Keeps batches going for as long as the gateway runs: looks for those that need work, claims them, works on them."""
+"""Keeps batches going for as long as the gateway runs: looks for those that need work, claims them, works on them.
+
+It looks when there may be some: at a word on names.BATCHES_CHANNEL, when a lease ends, and when work of its own ends.
+A word may be lost, so it looks each LOOK_EVERY_S anyway: as long as a lease, so that a gateway's death costs no more
+for that. Who looks in a lease learns of its end, and who looks after it finds the batch free.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +17,8 @@ from typing import TypeVar
 import anyio
 import structlog
 from anyio import CapacityLimiter
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -22,6 +29,7 @@ from producer.gateway.dialects.openai.batching.intake import Intake
 from producer.gateway.dialects.openai.batching.lease import LEASE, Lease, LeaseLostError, StoppingError
 from producer.gateway.dialects.openai.batching.store import OpenAIBatches
 from producer.gateway.files import Files
+from schemas import names
 from schemas.errors import AssistqError
 from schemas.tables import OpenAIBatch
 
@@ -29,7 +37,11 @@ Found = TypeVar("Found")
 
 _log = structlog.get_logger("assistq.gateway")
 
-LOOK_EVERY_S = 0.5
+LOOK_EVERY_S = LEASE.total_seconds()
+# However many words there are.
+_BETWEEN_LOOKS_S = 0.5
+# While the database does not answer.
+_LOOK_AGAIN_S = 1.0
 # How many batches a gateway works on at once, each in a thread of its own.
 AT_ONCE = 4
 # What is tried again comes back later each time, up to the second.
@@ -39,10 +51,12 @@ _AGAIN_AFTER_S, _AGAIN_AFTER_AT_MOST_S = 2.0, 300.0
 class BatchKeeper:
     """The work on OpenAI's batches of one gateway."""
 
-    def __init__(self, engine: Engine, producer: Producer) -> None:
-        """Work on this database and queue."""
+    def __init__(self, engine: Engine, producer: Producer, redis: Redis, *, news: asyncio.Event) -> None:
+        """Work on this database and queue; `news` is set at each word on names.BATCHES_CHANNEL of this Redis."""
         files = Files(engine)
         self._engine = engine
+        self._redis = redis
+        self._news = news
         self._store = OpenAIBatches(engine)
         self._intake = Intake(engine, files, producer)
         self._finish = Finish(engine, files)
@@ -59,24 +73,42 @@ class BatchKeeper:
                 yield
         finally:
             self._stopping.set()
-            await asyncio.gather(*self._working)
+            if self._working:
+                await asyncio.gather(*self._working)
+                await tell_of_batch(self._redis, "")
 
     async def _look_on(self) -> None:
         while True:
-            free = AT_ONCE - len(self._working)
-            if free > 0:
-                for batch_id in await self._due(free):
-                    task = asyncio.create_task(self._work(batch_id))
-                    self._working.add(task)
-                    task.add_done_callback(self._working.discard)
-            await asyncio.sleep(LOOK_EVERY_S)
+            self._news.clear()
+            # First for what is to come: what becomes free in between is found, and not slept through.
+            try:
+                pause_s = await self._in_thread(self._until_next_s)
+                await self._begin_what_is_due()
+            except SQLAlchemyError as exc:
+                _log.warning("batches_wait", error=type(exc).__name__)
+                pause_s = _LOOK_AGAIN_S
+            await asyncio.sleep(_BETWEEN_LOOKS_S)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await self._news.wait()
 
-    async def _due(self, limit: int) -> list[str]:
-        try:
-            return list(await self._in_thread(lambda: self._store.due(datetime.now(UTC), limit=limit)))
-        except SQLAlchemyError as exc:
-            _log.warning("batches_wait", error=type(exc).__name__)
-            return []
+    async def _begin_what_is_due(self) -> None:
+        free = AT_ONCE - len(self._working)
+        if free <= 0:
+            return
+        for batch_id in await self._in_thread(lambda: self._store.due(datetime.now(UTC), limit=free)):
+            task = asyncio.create_task(self._work(batch_id))
+            self._working.add(task)
+            task.add_done_callback(self._has_worked)
+
+    def _has_worked(self, task: asyncio.Task[None]) -> None:
+        self._working.discard(task)
+        self._news.set()
+
+    def _until_next_s(self) -> float:
+        now = datetime.now(UTC)
+        due = self._store.next_due(now)
+        return LOOK_EVERY_S if due is None else min((due - now).total_seconds(), LOOK_EVERY_S)
 
     async def _work(self, batch_id: str) -> None:
         try:
@@ -110,6 +142,12 @@ class BatchKeeper:
 
     async def _in_thread(self, function: Callable[[], Found]) -> Found:
         return await anyio.to_thread.run_sync(function, limiter=self._threads)
+
+
+async def tell_of_batch(redis: Redis, batch_id: str) -> None:
+    """Have all gateways look for batches that need work; where Redis is away, they look later."""
+    with suppress(RedisError):
+        await redis.publish(names.BATCHES_CHANNEL, batch_id)
 
 
 def _pause(claims: int) -> timedelta:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Engine, exists, update
+from sqlalchemy import Engine, exists, func, update
 from sqlmodel import Session, and_, col, or_, select
 
 from producer.gateway.access import Caller
@@ -110,15 +110,21 @@ class OpenAIBatches:
 
     def due(self, now: datetime, *, limit: int) -> Sequence[str]:
         """Return batches that need work which nobody does: to be taken in, or ended and without their files."""
-        has_ended = exists().where(col(Batch.id) == col(OpenAIBatch.id))
         query = (
             select(OpenAIBatch.id)
-            .where(*_is_free(now), or_(col(OpenAIBatch.enqueued_at).is_(None), has_ended))
+            .where(*_is_free(now), _needs_work())
             .order_by(col(OpenAIBatch.created_at))
             .limit(limit)
         )
         with Session(self._engine) as session:
             return session.exec(query).all()
+
+    def next_due(self, now: datetime) -> datetime | None:
+        """Return when the first lease ends of those under which somebody works, or waits to try again."""
+        claimed = col(OpenAIBatch.claimed_until) > now
+        query = select(func.min(OpenAIBatch.claimed_until)).where(_IS_OPEN, claimed, _needs_work())
+        with Session(self._engine) as session:
+            return session.exec(query).one()
 
     def claim(self, batch_id: str, *, now: datetime, lease: timedelta) -> OpenAIBatch | None:
         """Take the batch until the lease ends; None if another one has it."""
@@ -134,7 +140,15 @@ class OpenAIBatches:
         return row
 
 
+# In words, for the index of those that have not ended (schemas/tables.py).
+_IS_OPEN = col(OpenAIBatch.ended_at).is_(None)
+
+
 def _is_free(now: datetime) -> tuple[Any, ...]:
-    # In words, for the index of those that have not ended (schemas/tables.py).
     unclaimed = or_(col(OpenAIBatch.claimed_until).is_(None), col(OpenAIBatch.claimed_until) <= now)
-    return col(OpenAIBatch.ended_at).is_(None), unclaimed
+    return _IS_OPEN, unclaimed
+
+
+def _needs_work() -> Any:
+    has_ended = exists().where(col(Batch.id) == col(OpenAIBatch.id))
+    return or_(col(OpenAIBatch.enqueued_at).is_(None), has_ended)
