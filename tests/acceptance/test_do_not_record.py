@@ -283,9 +283,10 @@ def deliveries(works: Works) -> list[Delivery]:
 
 
 def value_of(works: Works, key: Any) -> Any:
-    """Return the value of a key, of whatever type: a dump of it would be compressed."""
+    """Return the value of a key, of whatever type, None if it is gone by now: a dump of it would be compressed."""
     redis: Any = works.redis
     return {
+        b"none": lambda _name: None,
         b"string": redis.get,
         b"hash": redis.hgetall,
         b"list": lambda name: redis.lrange(name, 0, -1),
