@@ -11,7 +11,9 @@ A request goes `http → access → dialect → calls → queue` and comes back 
   requests.
 - `dialects/` has a package for each dialect: its routes, its request models and its answers. They do not know each
   other. `chat/` is what those share that speak OpenAI's chat completions.
-- What several dialects read and write: `stored_assistant.py` and `models.py`, `threads.py`, `files.py`; `tools.py` says
-  which tools a caller may bring, `hosted.py` which assistants of other services, `continued.py` in which threads its
-  jobs may stand, and `sharing.py` what a key sees of the tables.
+- What several dialects read and write: `stored_assistant.py` and `models.py`, `threads.py` and what is in them
+  (`thread_messages.py`, `thread_calls.py`), `files.py`; `tools.py` says which tools a caller may bring, `hosted.py`
+  which assistants of other services, `continued.py` in which threads its jobs may stand, and `sharing.py` what a key
+  sees of the tables.
+- `parts.py` is what the routes use, each of it once; `in_thread.py` runs there what blocks.
 """

@@ -18,7 +18,7 @@ from producer.gateway.access import KeyFirst
 from producer.gateway.bodies import Dialect, dialect_of, error_response
 from producer.gateway.dialects import agent, langdock, langtail, openai, own
 from producer.gateway.dialects.openai.batching.keeper import BatchKeeper
-from producer.gateway.failures import SERVER_ERRORS, refusal
+from producer.gateway.failures import SERVER_ERRORS, refusal, told_of
 from producer.gateway.faults import faults_of, problem_of
 from producer.gateway.http import observed
 from producer.gateway.http.limits import BodyLimits
@@ -98,9 +98,7 @@ async def _on_http_exception(request: Request, error: Any) -> JSONResponse:
 
 
 async def _on_crash(request: Request, error: Exception) -> JSONResponse:
-    _log.error("request_crashed", method=request.method, exc_info=error)
-    problem = Problem(Kind.INTERNAL, "the gateway failed on this request; its log says why")
-    return error_response(dialect_of(request.url.path), problem)
+    return error_response(dialect_of(request.url.path), told_of(error, method=request.method))
 
 
 def invalid(faults: list[Fault], *, dialect: Dialect) -> Problem:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import redis.exceptions
 import sqlalchemy.exc
+import structlog
 
 from producer.answers import refused
 from producer.gateway.problem import Kind, Problem
 from schemas.errors import AssistqError, InputError, QueueFull
 from schemas.outcome import Code, Status
 from schemas.result import JobResult
+
+_log = structlog.get_logger("assistq.gateway")
 
 _KINDS = {
     Code.BAD_ROW: Kind.BAD_REQUEST,
@@ -77,3 +82,13 @@ def refusal(error: Exception) -> Problem:
         case _:
             what, code = "the database does not answer; try again", "database_unavailable"
     return Problem(Kind.UNAVAILABLE, what, code=code, retry_after_s=1)
+
+
+def told_of(error: Exception, **about: Any) -> Problem:
+    """Return what the caller is told of any error, in a stream that has begun too; a fault of ours is logged."""
+    if isinstance(error, Problem):
+        return error
+    if isinstance(error, (AssistqError, *SERVER_ERRORS)):
+        return refusal(error)
+    _log.error("request_crashed", exc_info=error, **about)
+    return Problem(Kind.INTERNAL, "the gateway failed on this request; its log says why")

@@ -6,6 +6,7 @@ import httpx
 import pytest
 
 from tests.at_work import Scene, Works, scene, works
+from tests.gateway.tenant import Tenant, tenant_of
 from tests.served_gateway import ServedGateway
 
 __all__ = ["client", "gateway", "scene", "works"]
@@ -16,6 +17,13 @@ def gateway(works: Works) -> Iterator[ServedGateway]:
     """The gateway in front of the worker."""
     with ServedGateway(works) as served:
         yield served
+
+
+@pytest.fixture(scope="module")
+def tenant(works: Works) -> Iterator[Tenant]:
+    """A workspace that has one of everything, for requests to name."""
+    with tenant_of(works) as tenant:
+        yield tenant
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from producer.gateway.app import create_app
 from schemas import Settings, names
 from tests.at_work import Works
 from tests.gateway.operations import PATH_PARAMETERS, SAMPLES, Asked, Operation, Sample, operations
-from tests.gateway.tenant import HELD, Names, Tenant, tenant_of
+from tests.gateway.tenant import HELD, Names, Tenant
 from tests.served_gateway import ServedGateway
 
 MAX_BODY = 100_000
@@ -155,13 +155,6 @@ def gateway(works: Works) -> Iterator[ServedGateway]:
     limits = {"ASSISTQ_HTTP_MAX_BODY_BYTES": str(MAX_BODY), "ASSISTQ_HTTP_MAX_UPLOAD_BYTES": str(MAX_BODY)}
     with ServedGateway(works, **limits) as served:
         yield served
-
-
-@pytest.fixture(scope="module")
-def tenant(works: Works) -> Iterator[Tenant]:
-    """The workspace whose things the requests name, so that they get as far as they can."""
-    with tenant_of(works) as tenant:
-        yield tenant
 
 
 @pytest.fixture(scope="module")

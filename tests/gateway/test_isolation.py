@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -21,9 +20,8 @@ from producer.gateway.access import PUBLIC_PATHS
 from producer.gateway.app import create_app
 from producer.gateway.http.strict_json import StrictJsonRoute
 from schemas import Settings
-from tests.at_work import Works
 from tests.gateway.operations import Asked, Operation, asked, operations
-from tests.gateway.tenant import MARK, Names, Tenant, tenant_of
+from tests.gateway.tenant import MARK, Names, Tenant
 from tests.served_gateway import ServedGateway
 
 # Whoever asks for these says no more than that the gateway is there, and how it is.
@@ -33,13 +31,6 @@ STRANGER = "stranger"
 OF_THE_WORKSPACE = ("/v1/webhooks/",)
 # Who names an assistant here that is not shared with the key gets an empty page.
 LISTS_NOTHING = {"GET /v1/jobs"}
-
-
-@pytest.fixture(scope="module")
-def tenant(works: Works) -> Iterator[Tenant]:
-    """The workspace that owns something."""
-    with tenant_of(works) as tenant:
-        yield tenant
 
 
 def app() -> FastAPI:

@@ -19,7 +19,7 @@ from schemas import names
 from schemas.tables import Batch
 from tests.at_work import Scene, completion
 from tests.gateway.own import events, problem
-from tests.loopback_provider import Reply
+from tests.loopback_provider import Reply, hang_until
 from tests.processes import until
 from tests.served_gateway import ServedGateway
 
@@ -209,9 +209,7 @@ def test_a_batch_can_be_called_off_while_it_runs_and_its_results_so_far_download
     def script(body: Any, _n: int) -> Reply:
         # The template's; behind it stands what the thread's other jobs said.
         word = next(message["content"] for message in body["messages"] if message["role"] == "user")
-        if word != "one":
-            go_on.wait(30)
-        return completion(word)
+        return completion(word) if word == "one" else hang_until(go_on, then=completion(word))
 
     scene.plays(script)
     # One thread: the second runs, the third waits for it.
@@ -286,12 +284,7 @@ def test_pages_show_running_and_ended_batches_latest_first(client: httpx.Client,
     for place in places:
         finished(client, place)
     go_on = threading.Event()
-
-    def slowly(_body: Any, _n: int) -> Reply:
-        go_on.wait(30)
-        return completion("late")
-
-    scene.plays(slowly)
+    scene.plays(lambda _body, _n: hang_until(go_on, then=completion("late")))
     places += [upload(client, CSV, name).headers["location"] for _ in range(2)]
     found: list[str] = []
     cursor = None

@@ -15,7 +15,7 @@ import pytest
 from schemas import names
 from tests.at_work import Scene, completion
 from tests.gateway.own import ended, events, problem
-from tests.loopback_provider import Reply
+from tests.loopback_provider import Reply, hang_until
 from tests.processes import until
 from tests.served_gateway import ServedGateway
 
@@ -33,12 +33,7 @@ def test_a_job_is_accepted_and_found_at_its_location_until_and_after_it_has_ende
     client: httpx.Client, scene: Scene, name: str
 ) -> None:
     go_on = threading.Event()
-
-    def slowly(_body: Any, _n: int) -> Reply:
-        go_on.wait(30)
-        return completion("Hello.")
-
-    scene.plays(slowly)
+    scene.plays(lambda _body, _n: hang_until(go_on, then=completion("Hello.")))
     accepted = client.post("/v1/jobs", json={"assistant": name, "custom_id": "mine", **HELLO})
     assert accepted.status_code == 202, accepted.text
     place = accepted.headers["location"]
@@ -79,12 +74,7 @@ def test_a_job_that_waits_is_called_off_and_one_that_has_ended_stays_as_it_is(
     client: httpx.Client, scene: Scene, name: str
 ) -> None:
     go_on = threading.Event()
-
-    def slowly(_body: Any, _n: int) -> Reply:
-        go_on.wait(30)
-        return completion("Hello.")
-
-    scene.plays(slowly)
+    scene.plays(lambda _body, _n: hang_until(go_on, then=completion("Hello.")))
     body = {"assistant": name, "thread_id": "t", **HELLO}
     first, second = (client.post("/v1/jobs", json=body).headers["location"] for _ in range(2))
     assert client.post(f"{second}/cancel").status_code == 200
@@ -191,12 +181,7 @@ def test_pages_show_each_job_once_however_many_end_meanwhile(client: httpx.Clien
 
 def test_the_events_of_a_job_tell_its_states_and_its_end(client: httpx.Client, scene: Scene, name: str) -> None:
     go_on = threading.Event()
-
-    def slowly(_body: Any, _n: int) -> Reply:
-        go_on.wait(30)
-        return completion("Hello.")
-
-    scene.plays(slowly)
+    scene.plays(lambda _body, _n: hang_until(go_on, then=completion("Hello.")))
     place = client.post("/v1/jobs", json={"assistant": name, **HELLO}).headers["location"]
     told = []
     for event, data in events(client, f"{place}/events"):

@@ -13,7 +13,8 @@ from sqlmodel import Session, select
 
 from producer import Producer
 from producer.gateway.problem import Kind, Problem
-from producer.gateway.threads import Threads, message_id
+from producer.gateway.thread_messages import ThreadMessages, message_id
+from producer.gateway.threads import Threads
 from schemas import JobRecord, Message
 from schemas.chat import ToolCall
 from schemas.tables import ThreadMessage
@@ -38,6 +39,11 @@ def threads(engine: Engine) -> Threads:
     return Threads(engine)
 
 
+@pytest.fixture
+def messages(threads: Threads) -> ThreadMessages:
+    return ThreadMessages(threads)
+
+
 def a_turn(job_id: str, thread_id: str, *said: Message, at: datetime | None = None) -> Settlement:
     record = JobRecord(id=job_id, job=a_job(thread_id=thread_id))
     enqueued_ms = int((at or datetime.now(UTC)).timestamp() * 1000)
@@ -59,13 +65,13 @@ async def history(store: SqlStore, thread_id: str) -> list[list[str]]:
 
 
 async def test_what_is_written_while_turns_are_settled_is_kept_and_turns_stay_whole(
-    store: SqlStore, threads: Threads, engine: Engine
+    store: SqlStore, threads: Threads, messages: ThreadMessages, engine: Engine
 ) -> None:
     thread_id = begun(threads)
     loop = asyncio.get_running_loop()
 
     def write(n: int) -> None:
-        threads.append(WORKSPACE, thread_id, user(f"hand {n}"), metadata=None)
+        messages.append(WORKSPACE, thread_id, user(f"hand {n}"), metadata=None)
 
     with ThreadPoolExecutor(4) as pool:
         written = [loop.run_in_executor(pool, write, n) for n in range(WRITTEN)]
@@ -102,7 +108,7 @@ async def test_a_deleted_thread_takes_no_turn_of_before_and_begins_anew_with_one
 
 
 async def test_what_was_left_in_a_thread_while_it_was_deleted_does_not_come_back(
-    store: SqlStore, threads: Threads, engine: Engine
+    store: SqlStore, threads: Threads, messages: ThreadMessages, engine: Engine
 ) -> None:
     thread_id = begun(threads)
     threads.delete(WORKSPACE, thread_id)
@@ -131,9 +137,9 @@ CALL = Message(role="assistant", tool_calls=(ToolCall(id="c1", name="look", argu
 ANSWER = Message(role="tool", content="42", tool_call_id="c1")
 
 
-def ids_of(threads: Threads, thread_id: str) -> dict[str, str]:
+def ids_of(messages: ThreadMessages, thread_id: str) -> dict[str, str]:
     """Return the last message's id of each role."""
-    rows = threads.messages(WORKSPACE, thread_id, limit=100, after=None, newest_first=False).rows
+    rows = messages.page(WORKSPACE, thread_id, limit=100, after=None, newest_first=False).rows
     return {row.role: message_id(row) for row in rows}
 
 
@@ -144,70 +150,72 @@ async def roles(store: SqlStore, thread_id: str) -> list[str]:
 
 
 async def test_a_call_that_an_owner_wrote_before_a_turn_that_never_saw_it_is_not_sent(
-    store: SqlStore, threads: Threads
+    store: SqlStore, threads: Threads, messages: ThreadMessages
 ) -> None:
     thread_id = begun(threads)
-    threads.append(WORKSPACE, thread_id, CALL, metadata=None)
+    messages.append(WORKSPACE, thread_id, CALL, metadata=None)
     await store.settle(a_turn("j", thread_id, *turn_of(1)))
     assert await roles(store, thread_id) == ["user", "assistant"]
 
 
 async def test_an_answer_that_was_settled_after_its_call_was_deleted_is_not_sent_and_can_be_deleted(
-    store: SqlStore, threads: Threads
+    store: SqlStore, threads: Threads, messages: ThreadMessages
 ) -> None:
     thread_id = begun(threads)
     await store.settle(a_turn("asks", thread_id, user("?"), CALL))
-    threads.delete_message(WORKSPACE, thread_id, ids_of(threads, thread_id)["assistant"])
+    messages.delete(WORKSPACE, thread_id, ids_of(messages, thread_id)["assistant"])
     await store.settle(a_turn("answers", thread_id, ANSWER, Message(role="assistant", content="It is 42.")))
     assert await roles(store, thread_id) == ["user", "assistant"]
-    threads.delete_message(WORKSPACE, thread_id, ids_of(threads, thread_id)["tool"])
-    assert "tool" not in ids_of(threads, thread_id)
+    messages.delete(WORKSPACE, thread_id, ids_of(messages, thread_id)["tool"])
+    assert "tool" not in ids_of(messages, thread_id)
 
 
-async def test_calls_at_the_end_stay_for_who_answers_them(store: SqlStore, threads: Threads) -> None:
+async def test_calls_at_the_end_stay_for_who_answers_them(
+    store: SqlStore, threads: Threads, messages: ThreadMessages
+) -> None:
     thread_id = begun(threads)
     open_call = ToolCall(id="open", name="look", arguments="{}")
     both = Message(role="assistant", tool_calls=(*CALL.tool_calls, open_call))
     await store.settle(a_turn("asks", thread_id, user("?"), both, ANSWER))
     assert await roles(store, thread_id) == ["user", "assistant", "tool"]
-    threads.append(WORKSPACE, thread_id, ANSWER.model_copy(update={"tool_call_id": "open"}), metadata=None)
+    messages.append(WORKSPACE, thread_id, ANSWER.model_copy(update={"tool_call_id": "open"}), metadata=None)
     await store.settle(a_turn("goes-on", thread_id, *turn_of(1)))
     assert await roles(store, thread_id) == ["user", "assistant", "tool", "tool", "user", "assistant"]
     with pytest.raises(Problem, match="answers the tool call"):
-        threads.delete_message(WORKSPACE, thread_id, ids_of(threads, thread_id)["tool"])
+        messages.delete(WORKSPACE, thread_id, ids_of(messages, thread_id)["tool"])
 
 
 async def test_calls_are_neither_written_nor_deleted_while_jobs_of_the_thread_have_not_ended(
     store: SqlStore, engine: Engine, producer: Producer
 ) -> None:
-    threads = Threads(engine, has_jobs=producer.has_jobs)
-    thread_id = begun(threads)
+    messages = ThreadMessages(Threads(engine), has_jobs=producer.has_jobs)
+    thread_id = begun(Threads(engine))
     await store.settle(a_turn("asks", thread_id, user("?"), CALL, ANSWER))
     producer.enqueue(a_job("j", thread_id=thread_id))
-    calling = ids_of(threads, thread_id)["assistant"]
+    calling = ids_of(messages, thread_id)["assistant"]
     for refused in (
-        lambda: threads.append(WORKSPACE, thread_id, CALL, metadata=None),
-        lambda: threads.delete_message(WORKSPACE, thread_id, calling),
+        lambda: messages.append(WORKSPACE, thread_id, CALL, metadata=None),
+        lambda: messages.delete(WORKSPACE, thread_id, calling),
     ):
         with pytest.raises(Problem, match="has a job that has not ended") as told:
             refused()
         assert told.value.kind is Kind.CONFLICT
-    threads.append(WORKSPACE, thread_id, user("more"), metadata=None)
-    threads.delete_message(WORKSPACE, thread_id, ids_of(threads, thread_id)["user"])
+    messages.append(WORKSPACE, thread_id, user("more"), metadata=None)
+    messages.delete(WORKSPACE, thread_id, ids_of(messages, thread_id)["user"])
     assert await roles(store, thread_id) == ["user", "assistant", "tool"]
 
 
 async def test_an_answer_that_is_added_while_its_call_is_deleted_goes_along(
-    store: SqlStore, threads: Threads, engine: Engine
+    store: SqlStore, threads: Threads, messages: ThreadMessages, engine: Engine
 ) -> None:
     for n in range(WRITTEN):
         thread_id = begun(threads)
-        threads.append(WORKSPACE, thread_id, CALL, metadata=None)
-        calling = ids_of(threads, thread_id)["assistant"]
+        messages.append(WORKSPACE, thread_id, CALL, metadata=None)
+        calling = ids_of(messages, thread_id)["assistant"]
         with ThreadPoolExecutor(2) as pool:
-            added = pool.submit(threads.append, WORKSPACE, thread_id, ANSWER, metadata=None)
-            deleted = pool.submit(threads.delete_message, WORKSPACE, thread_id, calling)
+            added = pool.submit(messages.append, WORKSPACE, thread_id, ANSWER, metadata=None)
+            deleted = pool.submit(messages.delete, WORKSPACE, thread_id, calling)
         deleted.result()
         # It came first and went along, or it was refused.
         assert added.exception() is None or isinstance(added.exception(), Problem)
-        assert ids_of(threads, thread_id) == {}, n
+        assert ids_of(messages, thread_id) == {}, n

@@ -8,18 +8,14 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection,
 from contextlib import aclosing
 from typing import Any, Literal, cast
 
-import structlog
 from pydantic import BaseModel
 
 from producer.gateway.bodies import Dialect, error_body
-from producer.gateway.failures import SERVER_ERRORS, refusal
+from producer.gateway.failures import told_of
 from producer.gateway.http import sse
-from producer.gateway.problem import Kind, Problem
 from schemas.chat import ToolCall
 from schemas.result import JobResult
 from schemas.stream import StreamPart, TextPart, ToolCallPart, ToolResultPart
-
-_log = structlog.get_logger("assistq.gateway")
 
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 # What stands beside OpenAI's fields in a completion, and in each chunk: then of None as long as there is no result.
@@ -138,18 +134,9 @@ async def chat_chunks(
     except Exception as exc:
         if not begun:
             raise
-        yield sse.event(error_body(dialect, _problem(exc, completion_id)))
+        yield sse.event(error_body(dialect, told_of(exc, completion_id=completion_id)))
         return
     yield sse.DONE
-
-
-def _problem(error: Exception, completion_id: str) -> Problem:
-    if isinstance(error, Problem):
-        return error
-    if isinstance(error, SERVER_ERRORS):
-        return refusal(error)
-    _log.error("stream_crashed", completion_id=completion_id, exc_info=error)
-    return Problem(Kind.INTERNAL, "the gateway failed on this stream; its log says why")
 
 
 class _Chunks:

@@ -7,21 +7,19 @@ tool answered stands in one, under `value`.
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
 from contextlib import aclosing
 from typing import Any, Literal
 
 from pydantic import BaseModel
 
+from producer.gateway.failures import told_of
 from producer.gateway.http import sse
-from producer.gateway.problem import Kind, Problem
+from producer.gateway.problem import Problem
 from schemas.chat import Message, ToolCall
 from schemas.job import InvokeJob
 from schemas.result import JobResult
 from schemas.stream import StepEnded, StreamPart, TextPart, ToolCallPart, ToolResultPart
-
-log = logging.getLogger(__name__)
 
 
 class ResultPart(BaseModel):
@@ -80,7 +78,7 @@ async def events_of(job: InvokeJob, parts: AsyncGenerator[StreamPart | JobResult
     except Exception as exc:
         if not began:
             raise
-        yield sse.event(_error(exc))
+        yield sse.event(_error(told_of(exc)))
     yield sse.DONE
 
 
@@ -203,8 +201,5 @@ def _usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
     return {"promptTokens": prompt_tokens, "completionTokens": completion_tokens, "totalTokens": total}
 
 
-def _error(error: Exception) -> dict[str, Any]:
-    if not isinstance(error, Problem):
-        log.error("a stream failed", exc_info=error)
-        error = Problem(Kind.INTERNAL, "the gateway failed on this request; its log says why")
-    return {"type": "error", "errorText": error.message, "code": error.code, "status": error.status}
+def _error(problem: Problem) -> dict[str, Any]:
+    return {"type": "error", "errorText": problem.message, "code": problem.code, "status": problem.status}

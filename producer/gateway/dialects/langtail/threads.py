@@ -6,7 +6,8 @@ A thread is of its workspace, and of no project: its `projectId` is the workspac
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, Concatenate, Literal, ParamSpec, TypeVar
 
 from fastapi import APIRouter, Body, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -17,9 +18,13 @@ from producer.gateway.dialects.langtail.invoke import errors
 from producer.gateway.dialects.langtail.request import ChatMessage, Metadata, messages_of, refusal
 from producer.gateway.http.strict_json import StrictJsonRoute
 from producer.gateway.parts import parts_of
-from producer.gateway.threads import Threads, message_id
+from producer.gateway.thread_messages import ThreadMessages, message_id
+from producer.gateway.threads import Threads
 from schemas.chat import Message
 from schemas.tables import Thread, ThreadMessage, storable
+
+Given = ParamSpec("Given")
+Found = TypeVar("Found")
 
 MOST_AT_ONCE = 100
 PATH = "/v2/threads"
@@ -118,7 +123,7 @@ async def list_threads(
     request: Request, caller: Reads, limit: _Limit = MOST_AT_ONCE, after: _After = None
 ) -> ThreadList:
     """List the threads that the key sees, youngest first."""
-    page = await _in_thread(request, caller, Threads.page, limit=limit, after=after)
+    page = await _threads(request, caller, Threads.page, limit=limit, after=after)
     data = [_thread(row) for row in page.rows]
     first_id, last_id = _ends(data)
     return ThreadList(data=data, has_more=page.has_more, first_id=first_id, last_id=last_id)
@@ -131,27 +136,27 @@ async def create_thread(
     """Begin a thread; one begins by itself too, with the first job that names it."""
     new = body or NewThread()
     return _thread(
-        await _in_thread(request, caller, Threads.create, metadata=_kept(new.metadata), create_log=new.createLog)
+        await _threads(request, caller, Threads.create, metadata=_kept(new.metadata), create_log=new.createLog)
     )
 
 
 @router.get(PATH + "/{thread_id}", response_model=ThreadShown, responses=errors(404))
 async def read_thread(thread_id: str, request: Request, caller: Reads) -> ThreadShown:
     """Read a thread."""
-    return _thread(await _in_thread(request, caller, Threads.thread, thread_id))
+    return _thread(await _threads(request, caller, Threads.thread, thread_id))
 
 
 @router.post(PATH + "/{thread_id}", response_model=ThreadShown, responses=errors(404))
 async def update_thread(thread_id: str, body: NewMetadata, request: Request, caller: Runs) -> ThreadShown:
     """Replace a thread's metadata."""
-    row = await _in_thread(request, caller, Threads.set_metadata, thread_id, _kept(body.metadata))
+    row = await _threads(request, caller, Threads.set_metadata, thread_id, _kept(body.metadata))
     return _thread(row)
 
 
 @router.delete(PATH + "/{thread_id}", response_model=Deleted, responses=errors(404))
 async def delete_thread(thread_id: str, request: Request, caller: Runs) -> Deleted:
     """Delete a thread with its messages."""
-    await _in_thread(request, caller, Threads.delete, thread_id)
+    await _threads(request, caller, Threads.delete, thread_id)
     return Deleted(id=thread_id, object="thread")
 
 
@@ -165,10 +170,10 @@ async def list_messages(
     order: Literal["asc", "desc"] = "asc",
 ) -> MessageList:
     """List a thread's messages."""
-    page = await _in_thread(
+    page = await _messages(
         request,
         caller,
-        Threads.messages,
+        ThreadMessages.page,
         thread_id,
         limit=limit,
         after=after,
@@ -186,14 +191,14 @@ async def create_message(thread_id: str, body: NewMessage, request: Request, cal
         message = Message.model_validate(messages_of([body], where="messages")[0])
     except ValidationError as error:
         raise refusal(error) from error
-    row = await _in_thread(request, caller, Threads.append, thread_id, message, metadata=_kept(body.metadata))
+    row = await _messages(request, caller, ThreadMessages.append, thread_id, message, metadata=_kept(body.metadata))
     return _message(row)
 
 
 @router.get(PATH + "/{thread_id}/messages/{message_id}", response_model=MessageShown, responses=errors(404))
 async def read_message(thread_id: str, message_id: str, request: Request, caller: Reads) -> MessageShown:
     """Read a message."""
-    return _message(await _in_thread(request, caller, Threads.message, thread_id, message_id))
+    return _message(await _messages(request, caller, ThreadMessages.message, thread_id, message_id))
 
 
 @router.post(PATH + "/{thread_id}/messages/{message_id}", response_model=MessageShown, responses=errors(404))
@@ -201,21 +206,38 @@ async def update_message(
     thread_id: str, message_id: str, body: NewMetadata, request: Request, caller: Runs
 ) -> MessageShown:
     """Replace a message's metadata; what it says stays."""
-    row = await _in_thread(request, caller, Threads.set_message_metadata, thread_id, message_id, _kept(body.metadata))
+    row = await _messages(request, caller, ThreadMessages.set_metadata, thread_id, message_id, _kept(body.metadata))
     return _message(row)
 
 
 @router.delete(PATH + "/{thread_id}/messages/{message_id}", response_model=Deleted, responses=errors(404, 409))
 async def delete_message(thread_id: str, message_id: str, request: Request, caller: Runs) -> Deleted:
     """Delete a message; one that calls tools goes with their answers."""
-    await _in_thread(request, caller, Threads.delete_message, thread_id, message_id)
+    await _messages(request, caller, ThreadMessages.delete, thread_id, message_id)
     return Deleted(id=message_id, object="message")
 
 
-async def _in_thread(request: Request, caller: Caller, method: Any, *args: Any, **kwargs: Any) -> Any:
+async def _threads(
+    request: Request,
+    caller: Caller,
+    method: Callable[Concatenate[Threads, str, Given], Found],
+    *args: Given.args,
+    **kwargs: Given.kwargs,
+) -> Found:
     parts = parts_of(request)
-    threads = Threads(parts.engine, caller.assistants, has_jobs=parts.producer.has_jobs)
-    return await parts.in_thread(method, threads, caller.workspace, *args, **kwargs)
+    return await parts.in_thread(method, Threads(parts.engine, caller.assistants), caller.workspace, *args, **kwargs)
+
+
+async def _messages(
+    request: Request,
+    caller: Caller,
+    method: Callable[Concatenate[ThreadMessages, str, Given], Found],
+    *args: Given.args,
+    **kwargs: Given.kwargs,
+) -> Found:
+    parts = parts_of(request)
+    messages = ThreadMessages(Threads(parts.engine, caller.assistants), has_jobs=parts.producer.has_jobs)
+    return await parts.in_thread(method, messages, caller.workspace, *args, **kwargs)
 
 
 def _thread(row: Thread) -> ThreadShown:

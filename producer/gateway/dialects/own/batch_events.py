@@ -8,11 +8,10 @@ from collections.abc import AsyncIterator
 from producer.gateway.access import Caller
 from producer.gateway.dialects.own.batch_records import BatchRecords
 from producer.gateway.dialects.own.batch_view import BatchView, view_of_batch
-from producer.gateway.failures import SERVER_ERRORS, refusal
+from producer.gateway.failures import told_of
 from producer.gateway.http import sse
 from producer.gateway.parts import Parts
 from schemas import names
-from schemas.errors import ProducerError
 
 # An end is published, a change of the counts is not.
 _LOOK_AGAIN_S = 1.0
@@ -30,10 +29,10 @@ async def batch_events(parts: Parts, batch_id: str, caller: Caller) -> AsyncIter
             news.clear()
             try:
                 batch = view_of_batch(await parts.in_thread(records.find, batch_id, caller))
-            except (ProducerError, *SERVER_ERRORS) as exc:
+            except Exception as exc:
                 if shown is None:
                     raise
-                yield sse.event({"message": refusal(exc).message}, name="error")
+                yield sse.event({"message": told_of(exc).message}, name="error")
                 return
             if batch.ended:
                 yield sse.event(batch.model_dump(mode="json"), name="end")

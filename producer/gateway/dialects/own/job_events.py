@@ -18,7 +18,7 @@ from typing import Any, cast
 
 from producer.gateway.access import Caller
 from producer.gateway.dialects.own.job_view import JobView, find_job
-from producer.gateway.failures import SERVER_ERRORS, refusal
+from producer.gateway.failures import told_of
 from producer.gateway.http import sse
 from producer.gateway.parts import Parts
 from producer.gateway.problem import Kind, Problem
@@ -53,10 +53,10 @@ async def job_events(parts: Parts, job_id: str, caller: Caller, *, last: str) ->
                 entries = cast(
                     "list[Any]", await parts.redis.xrange(names.parts(job_id), min=f"({last}", count=_PARTS_AT_ONCE)
                 )
-            except SERVER_ERRORS as exc:
+            except Exception as exc:
                 if shown is None:
                     raise
-                yield sse.event({"message": refusal(exc).message}, name="error", event_id=last)
+                yield sse.event({"message": told_of(exc).message}, name="error", event_id=last)
                 return
             if not job.ended and (shown is None or shown.status != job.status):
                 yield sse.event(job.model_dump(mode="json"), name="state", event_id=last)

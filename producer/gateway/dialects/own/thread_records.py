@@ -12,7 +12,7 @@ from schemas.tables import Thread
 
 
 class ThreadRecords:
-    """Finds the threads of one database; what is in them, and their end, is in producer/gateway/threads.py."""
+    """Finds the threads of one database; what is in them, and their end, is of producer/gateway."""
 
     def __init__(self, engine: Engine) -> None:
         """Use this engine."""

@@ -16,6 +16,7 @@ from producer.gateway.dialects.own.problem_details import PROBLEMS
 from producer.gateway.dialects.own.thread_records import ThreadRecords
 from producer.gateway.http.strict_json import StrictJsonRoute
 from producer.gateway.parts import Parts, parts_of
+from producer.gateway.thread_messages import ThreadMessages
 from producer.gateway.threads import Threads
 from schemas.tables import Thread, ThreadMessage
 
@@ -66,7 +67,7 @@ async def list_thread_messages(
     place = place_of(cursor)
     thread = await _found(parts, thread_id, caller)
     found = await parts.in_thread(
-        Threads(parts.engine).messages_behind,
+        ThreadMessages(Threads(parts.engine)).behind,
         thread.workspace,
         thread.id,
         position=-1 if place is None else place.number,
