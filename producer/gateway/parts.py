@@ -28,6 +28,7 @@ from producer.gateway.keys import ApiKeys
 from producer.gateway.obstacles import Obstacles
 from producer.gateway.request_limit import RequestLimit
 from producer.gateway.switchboard import Switchboard
+from producer.gateway.waiters import Waiters
 from producer.records import Records
 from schemas import names
 from schemas.database import engine_for, ensure_tables
@@ -122,13 +123,14 @@ async def opened(settings: Settings) -> AsyncIterator[Parts]:
         retry=Retry(ExponentialBackoff(cap=1.0, base=0.05), 5),
     )
     redis = Redis.from_pool(pool)
-    switchboard, obstacles = Switchboard(redis), Obstacles(redis)
-    calls = Calls(redis, switchboard, obstacles, timeout_s=settings.http_timeout_s)
+    switchboard, obstacles, waiters = Switchboard(redis), Obstacles(redis), Waiters(redis)
+    calls = Calls(redis, switchboard, obstacles, waiters, timeout_s=settings.http_timeout_s)
     keys = ApiKeys(engine)
     try:
         async with (
             switchboard.running(),
             obstacles.running(),
+            waiters.running(),
             switchboard.listening(names.KEYS_CHANNEL) as keys_changed,
         ):
             yield Parts(
@@ -149,7 +151,7 @@ async def opened(settings: Settings) -> AsyncIterator[Parts]:
                 submissions=CapacityLimiter(_SUBMISSIONS_AT_ONCE),
             )
     finally:
-        await calls.aclose()
+        await waiters.aclose()
         await redis.aclose()
         producer.close()
         engine.dispose()
