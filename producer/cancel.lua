@@ -8,7 +8,7 @@
 -- (worker/queue/drain.lua), like those of a cancelled batch. One that is out ends at its next step: one
 -- that waits for the limiter gives its place back, a call in flight is finished and counted, and if its
 -- reply is the job's answer it stands. What called a job off first stands. Keys: those of the prelude,
--- aq:result:<id>, aq:snoozed.
+-- aq:result:<id>, aq:snoozed, aq:waiters.
 --
 -- Returns 1 if it was called off, now or before, 0 if it has ended, -1 if it is not known.
 
@@ -18,6 +18,7 @@ local LOOK_THROUGH_AT_MOST = 5000
 
 local id = ARGV[1]
 local key = 'aq:job:' .. id
+redis.call('ZREM', 'aq:waiters', id)
 local job = redis.call('HMGET', key, 'state', 'priority', 'batch', 'route', 'called_off', 'enqueued_ms')
 local state, priority, batch, route, mark, enqueued_ms = unpack(job, 1, 6)
 if not state then

@@ -2,6 +2,8 @@
 -- Enqueue jobs; each enters at most once, whatever is sent again.
 --
 -- prelude: schemas/lines.lua
+-- KEYS[1] aq:waiters, if these jobs are to be cancelled once nobody says any more that somebody waits for them
+--         (producer/gateway/waiters.py); no key for all others
 -- ARGV[1] batch id, or '' for jobs of no batch
 -- then 7 a job: id, record (JSON), priority (I or B), route, workspace, thread id or '', row or ''
 --
@@ -51,6 +53,9 @@ for i = 2, #ARGV, FIELDS do
       fields[#fields + 1], fields[#fields + 2] = 'batch', batch
     end
     redis.call('HSET', job, 'state', state, unpack(fields))
+    if KEYS[1] then
+      redis.call('ZADD', KEYS[1], now_ms, id)
+    end
     if state == 'waiting' then
       local line = line_name(priority, batch, route)
       if not joining[line] then

@@ -42,6 +42,7 @@ server's clock.
 | `aq:limited` | zset | lanes with calls waiting or in flight, by when they are looked at for dead owners |
 | `aq:expiry` | hash | when that was done last, see worker/limits/expire.lua |
 | `aq:flush` | string | empty, for a minute; written by who waits for the disk, see producer/confirm.lua |
+| `aq:waiters` | zset | jobs that end as cancelled once nobody waits for them, by when a gateway said last that somebody does, see producer/gateway/waiters.py |
 | `aq:idempotency:<hash>` | string | a digest of the body that an `Idempotency-Key` first came with, for a day; the hash is of workspace, operation and key |
 | `aq:rpm:<API key>` | string | when the key has all its requests a minute again, see producer/gateway/request_limit.lua; gone then |
 | `aq:faults` | hash | lanes that stand still -> JSON of LaneFault |
@@ -77,6 +78,7 @@ ENDING = f"{PREFIX}:ending"
 FAULTS = f"{PREFIX}:faults"
 SPENDS = f"{PREFIX}:spends"
 FLUSH = f"{PREFIX}:flush"
+WAITERS = f"{PREFIX}:waiters"
 
 # A producer publishes here after each enqueue, so that an idle worker need not poll fast.
 WAKE_CHANNEL = f"{PREFIX}:wake"

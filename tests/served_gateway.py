@@ -19,10 +19,11 @@ from tests.processes import until
 class ServedGateway:
     """The gateway's process; its keys are made straight in the database."""
 
-    def __init__(self, works: Works, **settings: str) -> None:
+    def __init__(self, works: Works, *, name: str = "gateway", **settings: str) -> None:
+        """Prepare it; of two in front of one worker one has another name, for its log."""
         self.works = works
         self._settings = settings
-        self.log = Path(works.directory) / "gateway.log"
+        self.log = Path(works.directory) / f"{name}.log"
         self.process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -64,6 +65,13 @@ class ServedGateway:
             self.process.kill()
             self.process.wait()
             self.process = None
+
+    def kill(self) -> None:
+        """Kill -9 the process."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+        self.process = None
 
     @property
     def said(self) -> str:

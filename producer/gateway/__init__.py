@@ -7,8 +7,8 @@ A request goes `http → access → dialect → calls → queue` and comes back 
 - `problem.py` is every error that a caller can meet, `bodies.py` the one map from these to each dialect's bodies,
   `failures.py` that from a job's end to a problem, `faults.py` that from a broken schema to what is wrong where.
 - `calls.py` enqueues a job and waits for its end, or for what can keep it from one (`obstacles.py`); `streams.py`
-  relays its tokens, each once (`relayed.py`); both wait by `switchboard.py`. `idempotency.py` makes one job of two
-  requests.
+  relays its tokens, each once (`relayed.py`); both wait by `switchboard.py`, and `waiters.py` cancels what nobody waits
+  for any more. `idempotency.py` makes one job of two requests.
 - `dialects/` has a package for each dialect: its routes, its request models and its answers. They do not know each
   other. `chat/` is what those share that speak OpenAI's chat completions.
 - What several dialects read and write: `stored_assistant.py` and `models.py`, `threads.py` and what is in them

@@ -1,8 +1,8 @@
 """A synchronous call over the queue: enqueue a job, wait for its end by event, return its result.
 
 A call that ends before its job does cancels it: because its caller left, its time was over, or something stands in
-the way (obstacles.py). Only one that is `findable` goes on: its dialect has named it by the request's
-`Idempotency-Key`, and the request that will be sent again finds it.
+the way (obstacles.py); and if this gateway dies, another one does (waiters.py). Only one that is `findable` goes on:
+its dialect has named it by the request's `Idempotency-Key`, and the request that will be sent again finds it.
 """
 
 from __future__ import annotations
@@ -11,35 +11,29 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import redis.exceptions
-import structlog
 from fastapi import Request
 from redis.asyncio import Redis
 
-from producer.cancellation import cancel_script
 from producer.entries import entry_of
 from producer.gateway.failures import failure, refusal
 from producer.gateway.obstacles import Obstacles
 from producer.gateway.problem import Kind, Problem
 from producer.gateway.streams import Relay
 from producer.gateway.switchboard import Switchboard
+from producer.gateway.waiters import Waiters
 from schemas import names
 from schemas.job import InvokeJob, JobRecord
 from schemas.result import JobResult
 from schemas.scripts import read_script
 from schemas.stream import StreamPart
 
-_log = structlog.get_logger("assistq.gateway")
-
 # A word that was lost is made up for by looking again.
 _LOOK_AGAIN_S = 1.0
-# What is still to be cancelled when the gateway ends may take this long.
-_CLOSE_WITHIN_S = 5.0
-_CANCEL_AGAIN_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,17 +48,22 @@ class _Waiting:
 class Calls:
     """Runs jobs for callers who wait for them."""
 
-    def __init__(self, connection: Redis, switchboard: Switchboard, obstacles: Obstacles, *, timeout_s: float) -> None:
+    def __init__(
+        self,
+        connection: Redis,
+        switchboard: Switchboard,
+        obstacles: Obstacles,
+        waiters: Waiters,
+        *,
+        timeout_s: float,
+    ) -> None:
         """Use this client; a caller waits for `timeout_s` at most."""
         self._redis = connection
         self._switchboard = switchboard
         self._obstacles = obstacles
+        self._waiters = waiters
         self._timeout_s = timeout_s
         self._enqueue_script = connection.register_script(read_script("producer", "enqueue.lua"))
-        self._cancel_script = connection.register_script(cancel_script())
-        # Jobs that are still to be cancelled, and the one task that does it while there are any.
-        self._unwanted: set[str] = set()
-        self._cancelling: asyncio.Task[None] | None = None
 
     async def answer(self, job: InvokeJob, request: Request, *, findable: bool = False) -> JobResult:
         """Run the job and return its result; raises a Problem for one that did not succeed, or takes too long.
@@ -92,38 +91,30 @@ class Calls:
                 async for part in told:
                     yield part
 
-    async def enqueue(self, record: JobRecord) -> None:
-        """Enqueue the job; Problem 503 where the queue cannot take it."""
-        try:
-            await self._enqueue_script(keys=[], args=["", *entry_of(record)])
-        except redis.exceptions.RedisError as exc:
-            raise refusal(exc) from exc
-
     def shut(self) -> None:
         """Let nobody wait any longer: each is told to send the request again, and what waited is cancelled."""
         self._obstacles.stop(_shutdown)
-
-    async def aclose(self) -> None:
-        """Wait a little for what is still to be cancelled."""
-        if self._cancelling is not None and not self._cancelling.done():
-            await asyncio.wait({self._cancelling}, timeout=_CLOSE_WITHIN_S)
-            self._cancelling.cancel()
 
     @asynccontextmanager
     async def _waiting(self, job: InvokeJob, request: Request, *, findable: bool) -> AsyncIterator[_Waiting]:
         """Enqueue the job and watch over the wait for it; what leaves the block by an exception cancels the job."""
         record = JobRecord(id=job.id or f"job_{uuid.uuid4().hex}", job=job)
+        async with self._switchboard.listening(names.done_channel(record.id)) as news:
+            with (
+                self._obstacles.watched(record) as trouble,
+                _told_when_gone(request, trouble),
+                nullcontext() if findable else self._waiters.waiting(record.id),
+            ):
+                trouble.add_done_callback(lambda _: news.set())
+                await self._enqueue(record, findable=findable)
+                yield _Waiting(record.id, news, trouble)
+
+    async def _enqueue(self, record: JobRecord, *, findable: bool) -> None:
+        """Enqueue the job; Problem 503 where the queue cannot take it."""
         try:
-            async with self._switchboard.listening(names.done_channel(record.id)) as news:
-                with self._obstacles.watched(record) as trouble, _told_when_gone(request, trouble):
-                    trouble.add_done_callback(lambda _: news.set())
-                    await self.enqueue(record)
-                    yield _Waiting(record.id, news, trouble)
-        except BaseException:
-            # GeneratorExit among them. Not here: who is cut off may wait for nothing more.
-            if not findable:
-                self._cancel_soon(record.id)
-            raise
+            await self._enqueue_script(keys=[] if findable else [names.WAITERS], args=["", *entry_of(record)])
+        except redis.exceptions.RedisError as exc:
+            raise refusal(exc) from exc
 
     async def _end_of(self, waiting: _Waiting) -> JobResult:
         until_s = time.monotonic() + self._timeout_s
@@ -141,23 +132,6 @@ class Calls:
         raise Problem(
             Kind.TIMED_OUT, f"job {waiting.job_id} has not ended after {self._timeout_s:g} s", code="timed_out"
         )
-
-    def _cancel_soon(self, job_id: str) -> None:
-        self._unwanted.add(job_id)
-        if self._cancelling is None or self._cancelling.done():
-            self._cancelling = asyncio.create_task(self._cancel_unwanted())
-
-    async def _cancel_unwanted(self) -> None:
-        """Cancel them all, as often as it takes: Redis may be away when the caller leaves."""
-        while self._unwanted:
-            job_id = next(iter(self._unwanted))
-            try:
-                await self._cancel_script(keys=[], args=[job_id])
-            except redis.exceptions.RedisError as exc:
-                _log.warning("cancellations_wait", jobs=len(self._unwanted), error=str(exc))
-                await asyncio.sleep(_CANCEL_AGAIN_S)
-            else:
-                self._unwanted.discard(job_id)
 
 
 def _shutdown() -> Problem:

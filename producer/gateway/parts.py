@@ -27,6 +27,7 @@ from producer.gateway.keys import ApiKeys
 from producer.gateway.obstacles import Obstacles
 from producer.gateway.request_limit import RequestLimit
 from producer.gateway.switchboard import Switchboard
+from producer.gateway.waiters import Waiters
 from producer.records import Records
 from schemas import names
 from schemas.database import engine_for, ensure_tables
@@ -110,8 +111,8 @@ async def opened(settings: Settings) -> AsyncIterator[Parts]:
         retry=Retry(ExponentialBackoff(cap=1.0, base=0.05), 5),
     )
     redis = Redis.from_pool(pool)
-    switchboard, obstacles = Switchboard(redis), Obstacles(redis)
-    calls = Calls(redis, switchboard, obstacles, timeout_s=settings.http_timeout_s)
+    switchboard, obstacles, waiters = Switchboard(redis), Obstacles(redis), Waiters(redis)
+    calls = Calls(redis, switchboard, obstacles, waiters, timeout_s=settings.http_timeout_s)
     keys = ApiKeys(engine)
     in_thread, enqueued = InThreads(_THREADS), InThreads(_ENQUEUES_AT_ONCE)
     submitted = InThreads(_SUBMISSIONS_AT_ONCE)
@@ -119,6 +120,7 @@ async def opened(settings: Settings) -> AsyncIterator[Parts]:
         async with (
             switchboard.running(),
             obstacles.running(),
+            waiters.running(),
             switchboard.listening(names.KEYS_CHANNEL) as keys_changed,
         ):
             yield Parts(
@@ -139,7 +141,7 @@ async def opened(settings: Settings) -> AsyncIterator[Parts]:
                 submitted=submitted,
             )
     finally:
-        await calls.aclose()
+        await waiters.aclose()
         for threads in (in_thread, enqueued, submitted):
             threads.close()
         await redis.aclose()

@@ -8,7 +8,7 @@
 -- ARGV[6] requests, ARGV[7] prompt tokens, ARGV[8] completion tokens, ARGV[9] what they cost in nanos,
 -- ARGV[10] seconds to keep what was told of it in parts, '' for as long as they have
 --
--- Also aq:parts:<id>, aq:batch:<batch>, aq:blocked:<batch>, aq:ending, aq:thread:<workspace>:<thread>, and those of the lines.
+-- Also aq:parts:<id>, aq:batch:<batch>, aq:blocked:<batch>, aq:ending, aq:thread:<workspace>:<thread>, aq:waiters, and those of the lines.
 -- Returns 1 when it ended here or had ended before, 0 when the job is somebody else's.
 -- Runs after the SQL commit: a crash in between leaves the job to be claimed again, and the
 -- second settling finds the row in SQL.
@@ -61,6 +61,8 @@ if job[3] then
     redis.call('SADD', 'aq:ending', job[3])
     redis.call('PUBLISH', 'aq:wake', 'ending')
   end
+else
+  redis.call('ZREM', 'aq:waiters', ARGV[1])
 end
 
 redis.call('PUBLISH', 'aq:done:' .. ARGV[1], ARGV[3])
