@@ -9,8 +9,13 @@
 
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+local told = {}
 for i = 2, #ARGV do
-  redis.call('ZADD', KEYS[1], 'XX', now_ms, ARGV[i])
+  told[#told + 1] = now_ms
+  told[#told + 1] = ARGV[i]
+end
+if #told > 0 then
+  redis.call('ZADD', KEYS[1], 'XX', unpack(told))
 end
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. now_ms, '+inf')) do
   redis.call('ZADD', KEYS[1], now_ms, id)

@@ -34,7 +34,7 @@ LEASE_S = 10.0
 RENEW_EVERY_S = 2.0
 # With more between two looks Redis may have been away so long that others had no time to say it again.
 _NO_GAP_S = 5.0
-# One call of the script: so many keep the server from others for a ms.
+# One call of the script: so many keep the server from others for a few ms.
 _JOBS_AT_ONCE = 1000
 _TRY_AGAIN_S = 0.5
 # What is still to be cancelled when the gateway ends may take this long.
