@@ -13,6 +13,7 @@ from schemas.deliveries import new_delivery, with_free_ids
 from schemas.result import JobResult
 from schemas.tables import Delivery, Job, Thread, ThreadMessage
 from worker.store.base import Settlement
+from worker.store.ended import ends_of
 from worker.webhooks.events import job_data, job_event_id, job_event_type
 
 _ThreadKey = tuple[str, str]
@@ -27,8 +28,7 @@ def settle_all(session: Session, settlements: Sequence[Settlement]) -> list[JobR
     lease finds the row of the one that took over, and the first commit stands. The delivery that
     tells of the end is written with it; see schemas.deliveries.with_free_ids for one of an end before.
     """
-    ids = {settlement.record.id for settlement in settlements}
-    stands = {row.id: row.result() for row in session.exec(select(Job).where(col(Job.id).in_(ids)))}
+    stands = ends_of(session, {settlement.record.id for settlement in settlements})
     fresh: list[Settlement] = []
     for settlement in settlements:
         if settlement.record.id not in stands:

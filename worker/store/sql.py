@@ -26,7 +26,6 @@ from schemas.tables import (
     AssistantEnvironment,
     AssistantVersion,
     Batch,
-    Job,
     Thread,
     ThreadMessage,
     WebhookSubscription,
@@ -34,6 +33,7 @@ from schemas.tables import (
 from schemas.webhook import Form
 from worker.gather import Gathered
 from worker.store.base import JobContext, RowHeld, Settlement, StoreAway, StoredAssistant
+from worker.store.ended import ends_of
 from worker.store.paired import paired
 from worker.store.settling import settle_all
 
@@ -145,8 +145,7 @@ class SqlStore:
 
     def _contexts(self, session: Session, records: Sequence[JobRecord]) -> list[JobContext]:
         # A job's first run may have ended before too: its id may be older than what Redis remembers.
-        ids = [record.id for record in records]
-        settled = {row.id: row.result() for row in session.exec(select(Job).where(col(Job.id).in_(ids)))}
+        settled = ends_of(session, (record.id for record in records))
         pointers = _pointers(session, [record.job for record in records if record.id not in settled])
         return [
             JobContext(settled=settled[record.id], assistant=None)
