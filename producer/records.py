@@ -6,8 +6,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from heapq import merge
 from itertools import groupby
+from typing import Any
 
 from sqlalchemy import Engine, or_
+from sqlalchemy.orm import defer
 from sqlmodel import Session, col, select
 
 from schemas.batch import BatchState, BatchStatus, next_retry_id
@@ -17,7 +19,10 @@ from schemas.result import JobResult
 from schemas.signing_secrets import signing_secret
 from schemas.tables import Batch, Delivery, Job, Thread, ThreadMessage
 
-_FETCH_ROWS = 1000
+# Of rows whose answers may have a megabyte each.
+_FETCH_ROWS = 100
+# The attribute, which its class declares by its value's type.
+_REQUEST: Any = Job.request
 # Stands behind all rows.
 _NO_ROW = sys.maxsize
 
@@ -66,24 +71,27 @@ class Records:
         for run in self.latest_runs([batch_id, *ended, next_retry_id(batch_id, ended)]):
             yield run.result()
 
-    def latest_runs(self, batch_ids: Sequence[str]) -> Iterator[Job]:
+    def latest_runs(self, batch_ids: Sequence[str], *, with_requests: bool = False) -> Iterator[Job]:
         """Yield one ended job for each row that these batches ran, in the order of rows.
 
-        It is the one that succeeded, else that of the last of the batches that has one.
+        It is the one that succeeded, else that of the last of the batches that has one. Its `request` is there
+        only `with_requests`, for it may be large.
         """
-        runs = merge(*(self._jobs_of(batch_id) for batch_id in batch_ids), key=_row_of)
+        runs = merge(*(self._jobs_of(batch_id, with_requests) for batch_id in batch_ids), key=_row_of)
         for row, same_row in groupby(runs, key=_row_of):
             if row == _NO_ROW:
                 yield from same_row
                 continue
             yield _decisive(same_row)
 
-    def _jobs_of(self, batch_id: str) -> Iterator[Job]:
+    def _jobs_of(self, batch_id: str, with_requests: bool) -> Iterator[Job]:
         """Yield the batch's ended jobs by row, those without one last.
 
         A page at a time: a reader that takes its time keeps no transaction open and no connection.
         """
         of_batch = select(Job).where(Job.batch_id == batch_id)
+        if not with_requests:
+            of_batch = of_batch.options(defer(_REQUEST))
         page: Sequence[Job] = ()
         last = -1
         while True:

@@ -81,7 +81,7 @@ class _Rows:
     """The jobs to run anew, in the order of their rows; counts as it is read."""
 
     def __init__(self, records: Records, batch_ids: list[str]) -> None:
-        self._runs = records.latest_runs(batch_ids)
+        self._runs = records.latest_runs(batch_ids, with_requests=True)
         self.taken = 0
         self.left_out = 0
 

@@ -175,7 +175,7 @@ def main(
     if as_json:
         click.echo(out.read_text("utf-8"), nl=False)
         return
-    report.out.print(report.table(_COLUMNS, [[cell[name] for name in _COLUMNS.values()] for cell in bench.cells]))
+    report.out.print(report.table(_COLUMNS, [[cell.get(name) for name in _COLUMNS.values()] for cell in bench.cells]))
     report.out.print(f"goal: {GOAL}\n{out}", soft_wrap=True)
 
 

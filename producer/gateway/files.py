@@ -45,6 +45,16 @@ class NewFile:
     assistants: list[str] | None = None
 
 
+class LineTooLongError(Problem):
+    """A line of a file is too long to be read; `number` counts from 1."""
+
+    def __init__(self, number: int, max_line_bytes: int) -> None:
+        """Say which, and how long it may be."""
+        what = f"line {number} has more than {max_line_bytes:,} bytes"
+        super().__init__(Kind.BAD_REQUEST, what, code="line_too_long")
+        self.number = number
+
+
 class Files:
     """The files of one database; its tables must exist. Its methods are for threads, but for `save`.
 
@@ -150,7 +160,7 @@ class Files:
             position += 1
 
     def lines(self, file: StoredFile, *, max_line_bytes: int) -> Iterator[bytes]:
-        r"""Yield the lines without their ends (`\n` or `\r\n`); Problem 400 for one that is longer."""
+        r"""Yield the lines without their ends (`\n` or `\r\n`); LineTooLongError for one that is longer."""
         rest = b""
         number = 1
         for piece in self.content(file):
@@ -252,5 +262,5 @@ def _beyond(cursor: StoredFile, *, oldest_first: bool) -> Any:
 
 def _checked_line(line: bytes, number: int, max_line_bytes: int) -> bytes:
     if len(line) > max_line_bytes:
-        raise Problem(Kind.BAD_REQUEST, f"line {number} has more than {max_line_bytes:,} bytes", code="line_too_long")
+        raise LineTooLongError(number, max_line_bytes)
     return line

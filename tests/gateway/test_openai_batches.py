@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import update
 from sqlmodel import Session, col, select
 
+from producer.gateway.dialects.openai.batching.request_lines import MAX_LINE_BYTES
 from producer.gateway.dialects.openai.batching.store import NewBatch, OpenAIBatches
 from schemas import names
 from schemas.tables import Batch, FileChunk, OpenAIBatch, StoredFile
@@ -117,6 +118,34 @@ def test_a_file_with_any_faulty_line_fails_whole_and_says_which_and_nothing_is_a
     empty = ended(client, create(client, b"\n \n")["id"])
     assert [fault["code"] for fault in empty["errors"]["data"]] == ["empty_file"]
     assert client.post(f"/v1/batches/{batch['id']}/cancel").status_code == 409
+
+
+def test_a_line_that_cannot_be_read_is_named_by_its_number_blank_ones_counted(
+    client: httpx.Client, scene: Scene
+) -> None:
+    good = jsonl([request_line("a", scene.model, "Hi")])
+    too_long = b'"' + b"x" * MAX_LINE_BYTES + b'"\n'
+    batch = ended(client, create(client, good + b"\r\n" + b'{"custom_id": "\xff"}\n' + good + too_long)["id"])
+    told = [(fault["line"], fault["code"]) for fault in batch["errors"]["data"]]
+    assert (batch["status"], told) == (
+        "failed",
+        [(3, "invalid_json_line"), (4, "duplicate_custom_id"), (5, "line_too_long")],
+    )
+
+
+def test_a_file_may_have_a_byte_order_mark_windows_ends_blank_lines_and_several_models(
+    client: httpx.Client, scene: Scene
+) -> None:
+    scene.plays(lambda _body, _n: answers("Yes."))
+    models = [scene.model, f"{scene.model}-2"]
+    scene.works.scripts[models[1]] = scene.works.scripts[models[0]]
+    lines = jsonl(request_line(model, model, "Hi") for model in models).replace(b"\n", b"\r\n\r\n")
+    batch = ended(client, create(client, b"\xef\xbb\xbf" + lines.rstrip())["id"])
+    assert (batch["status"], batch["request_counts"]["completed"]) == ("completed", 2)
+    answered = {
+        line["custom_id"]: line["response"]["body"]["model"] for line in lines_of(client, batch["output_file_id"])
+    }
+    assert answered == {model: model for model in models}
 
 
 def test_a_batch_that_is_cancelled_tells_what_was_answered_and_what_never_ran(

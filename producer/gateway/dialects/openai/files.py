@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from starlette.datastructures import FormData, UploadFile
 
 from producer.gateway.access import Caller, caller
+from producer.gateway.dialects.openai.batching.request_lines import MAX_FILE_BYTES
 from producer.gateway.dialects.openai.batching.result_files import PURPOSE as OUTPUT_PURPOSE
 from producer.gateway.dialects.openai.errors import OPENAI_ERRORS
 from producer.gateway.files import NewFile, pieces_of
@@ -108,9 +109,8 @@ async def create_file(request: Request, caller: Annotated[Caller, Depends(caller
             expires_at=expires_at,
             assistants=caller.made_with,
         )
-        file = await parts.files.save(
-            new, pieces_of(upload), max_bytes=parts.settings.http_max_upload_bytes, in_thread=parts.in_thread_to_its_end
-        )
+        max_bytes = min(MAX_FILE_BYTES, parts.settings.http_max_upload_bytes)
+        file = await parts.files.save(new, pieces_of(upload), max_bytes=max_bytes, in_thread=parts.in_thread_to_its_end)
     return _told(file)
 
 

@@ -24,8 +24,8 @@ from producer.gateway.dialects.openai.batching.request_lines import (
     numbered,
 )
 from producer.gateway.dialects.openai.batching.store import BatchStatus
-from producer.gateway.files import Files
-from producer.gateway.problem import Kind, Problem
+from producer.gateway.files import Files, LineTooLongError
+from producer.gateway.problem import Problem
 from schemas.errors import ProducerError
 from schemas.job import InvokeJob
 from schemas.tables import Batch as OurBatch
@@ -82,7 +82,7 @@ class Intake:
             rows += 1
             if rows > MAX_REQUESTS:
                 what = f"the file has more than {MAX_REQUESTS:,} requests; make several batches"
-                return rows, [*faults, LineFault("too_many_requests", what)]
+                return rows, [*faults, LineFault("too_many_tasks", what)]
             try:
                 requests.job(line)
             except LineFaultError as exc:
@@ -134,10 +134,14 @@ class Intake:
             for line in numbered(self._files.lines(file, max_line_bytes=MAX_LINE_BYTES)):
                 lease.keep(while_wanted=True)
                 yield line
+        except LineTooLongError as exc:
+            fault = LineFault(exc.code, exc.message, line=exc.number)
+            if on_long_line is None:
+                # A gateway of another release reads longer ones.
+                raise _SpoiltFileError(fault) from exc
+            on_long_line(fault)
         except Problem as exc:
-            if exc.kind is Kind.NOT_FOUND or on_long_line is None:
-                raise _gone(batch) from exc
-            on_long_line(LineFault(exc.code, exc.message))
+            raise _gone(batch) from exc
 
     def _called_off(self, batch: OpenAIBatch, lease: Lease) -> None:
         """End a batch that is cancelled before all its rows were enqueued."""
