@@ -35,9 +35,10 @@ class Settings(BaseSettings):
     variables of their own, `ASSISTQ_SECRET_<NAME>` (tool_secrets).
 
     The gateway listens on `http_host` and `http_port` (0: any that is free). A caller waits for a job's end
-    for `http_timeout_s` at most; a client may pause for `http_patience_s` while it sends a request. Bodies
-    have at most `http_max_body_bytes`, uploaded files `http_max_upload_bytes`. `http_cors_origins` lists, with
-    commas, the web origins that may call it.
+    for `http_timeout_s` at most; a client may pause for `http_patience_s` while it sends a request, and for
+    `http_stalled_s` while it takes the answer, before it counts as gone. Bodies have at most
+    `http_max_body_bytes`, uploaded files `http_max_upload_bytes`. `http_cors_origins` lists, with commas, the
+    web origins that may call it.
     """
 
     model_config = SettingsConfigDict(env_prefix="ASSISTQ_", frozen=True, extra="ignore", env_ignore_empty=True)
@@ -68,6 +69,7 @@ class Settings(BaseSettings):
     http_port: int = Field(default=8700, ge=0, le=65_535)
     http_timeout_s: float = Field(default=600.0, gt=0, le=86_400, allow_inf_nan=False)
     http_patience_s: float = Field(default=20.0, gt=0, le=3600, allow_inf_nan=False)
+    http_stalled_s: float = Field(default=60.0, gt=0, le=86_400, allow_inf_nan=False)
     http_max_body_bytes: int = Field(default=16 * 1024 * 1024, ge=1024)
     http_max_upload_bytes: int = Field(default=512 * 1024 * 1024, ge=1024)
     http_cors_origins: str = ""

@@ -13,8 +13,9 @@ import httpx
 import pytest
 
 from producer.gateway.bodies import Dialect, dialect_of
+from schemas import names
 from tests.at_work import Scene, Works
-from tests.loopback_provider import Reply
+from tests.loopback_provider import Reply, streams
 from tests.processes import until
 from tests.served_gateway import ServedGateway
 
@@ -178,6 +179,34 @@ def test_a_gateway_that_is_told_to_stop_answers_what_it_began(works: Works, scen
         waiting.join(30)
         assert [answer.status_code for answer in answers] == [200]
         gateway.process.wait(20)
+
+
+def test_a_client_that_never_reads_its_stream_counts_as_gone(works: Works, scene: Scene) -> None:
+    never = threading.Event()
+    # More than lies in buffers between the two.
+    scene.plays(lambda _body, _n: streams(*["much " * 20_000] * 250, never))
+    body = json.dumps({"model": scene.model, "messages": [{"role": "user", "content": "Hi"}], "stream": True})
+    with ServedGateway(works, ASSISTQ_HTTP_STALLED_S="1") as gateway, socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        key = gateway.key(scene.workspace)
+        url = httpx.URL(gateway.url)
+        client.connect((url.host, url.port or 80))
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: here\r\nauthorization: Bearer {key}\r\n"
+        told = f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+        client.sendall((head + told + body).encode())
+        until(lambda: _open_requests(gateway), what="it is asked")
+        until(lambda: not _open_requests(gateway), what="it has given up")
+        (job,) = [key for key in works.redis.scan_iter(names.job("*")) if _is_of(scene, works, key)]
+        until(lambda: works.redis.hget(job, "called_off") == b"cancelled", what="its job is called off")
+    never.set()
+
+
+def _open_requests(gateway: ServedGateway) -> bool:
+    return "assistq_http_open_requests 0.0" not in httpx.get(f"{gateway.url}/metrics", trust_env=False).text
+
+
+def _is_of(scene: Scene, works: Works, job: bytes) -> bool:
+    return f'"model":"{scene.model}"' in (works.redis.hget(job, "record") or b"").decode()
 
 
 class _Held:

@@ -1,4 +1,4 @@
-"""Serves the application over HTTP/1.1: uvicorn, with limits on how slowly a request may come."""
+"""Serves the application over HTTP/1.1: uvicorn, with limits on how slowly requests come and answers are taken."""
 
 from __future__ import annotations
 
@@ -26,13 +26,21 @@ _log = structlog.get_logger("assistq.gateway")
 
 
 class PatientForSoLong(HttpToolsProtocol):
-    """Closes a connection whose headers do not come to an end, or grow without one."""
+    """Closes a connection whose headers do not come to an end, or grow without one, or whose client takes nothing.
+
+    The last is TCP's to see: whether what was sent is acknowledged, and room made for what was not. Only Linux bounds
+    it; elsewhere a client that is there and never reads stays until it leaves.
+    """
 
     patience_s: float
+    stalled_s: float
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Give the first request its time."""
+        """Give the first request its time, and each answer."""
         super().connection_made(transport)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            connection = transport.get_extra_info("socket")
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, math.ceil(self.stalled_s * 1000))
         self._is_in_a_request = False
         self._header_bytes = 0
         self._headers_due: asyncio.TimerHandle | None = None
@@ -106,7 +114,7 @@ def serve(app: FastAPI, settings: Settings) -> bool:
         app,
         host=settings.http_host,
         port=settings.http_port,
-        http=type("Protocol", (PatientForSoLong,), {"patience_s": settings.http_patience_s}),
+        http=type("Protocol", (PatientForSoLong,), _bounds(settings)),
         ws="none",
         backlog=_BACKLOG,
         access_log=False,
@@ -121,6 +129,10 @@ def serve(app: FastAPI, settings: Settings) -> bool:
     server = Server(config)
     server.run()
     return server.started
+
+
+def _bounds(settings: Settings) -> dict[str, float]:
+    return {"patience_s": settings.http_patience_s, "stalled_s": settings.http_stalled_s}
 
 
 def _allow_many_connections() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-# A proxy closes a connection that is silent for a minute.
+# A proxy closes a connection that is silent for a minute; and only who is sent something is known to have vanished.
 _PING_EVERY_S = 15.0
 DONE = "data: [DONE]\n\n"
 
