@@ -210,6 +210,7 @@ async def _invoke(
         stream=job.tell == "stream",
         whole=config.output is not None,
         callers_tools=callers_tools(*((config.tools if job.tools is None else job.tools) or ())),
+        within=caller.made_with,
     )
     try:
         response = await answered(request, call, run)
