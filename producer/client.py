@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from decimal import Decimal
@@ -18,7 +18,16 @@ from redis.retry import Retry
 
 from producer.answers import answers, refused, text
 from producer.capacity import live_capacity
-from producer.entries import Entry, NumberedJob, RejectedRow, batch_entry, entry_of, next_chunk, refuse_other_workspaces
+from producer.entries import (
+    Entry,
+    NumberedJob,
+    RejectedRow,
+    batch_entry,
+    entry_of,
+    next_chunk,
+    record_of,
+    refuse_other_workspaces,
+)
 from producer.handles import BatchHandle, JobHandle
 from producer.lanes import Lanes
 from producer.send_ahead import SendAhead
@@ -27,7 +36,7 @@ from producer.written_job import WrittenJob
 from schemas import names
 from schemas.batch import BatchStatus
 from schemas.errors import ProducerError, QueueFull
-from schemas.job import Identifier, InvokeJob, JobRecord
+from schemas.job import Identifier, InvokeJob
 from schemas.lane import Lane, LaneFault
 from schemas.money import nanos
 from schemas.scripts import read_script, refusal_of_server
@@ -96,10 +105,13 @@ class Producer:
             raise ProducerError(refusal)
         return cls(connection)
 
-    def enqueue(self, job: InvokeJob) -> JobHandle:
-        """Enqueue one job; enqueueing an id again changes nothing and returns the first one's handle."""
+    def enqueue(self, job: InvokeJob, *, within: Sequence[str] | None = None) -> JobHandle:
+        """Enqueue one job; enqueueing an id again changes nothing and returns the first one's handle.
+
+        With `within` it goes on with its thread only if all of that is of these assistants.
+        """
         job_id = job.id or f"job_{uuid.uuid4().hex}"
-        self._send([[entry_of(JobRecord(id=job_id, job=job))]], batch_id=None, flush=True)
+        self._send([[entry_of(record_of(job, id=job_id, within=within))]], batch_id=None, flush=True)
         return JobHandle(self._redis, job_id)
 
     def enqueue_many(
@@ -112,14 +124,15 @@ class Producer:
         expires_at: datetime | None = None,
         spend_cap: Decimal | float | str | None = None,
         retry_of: str | None = None,
+        within: Sequence[str] | None = None,
     ) -> BatchHandle:
         """Enqueue jobs as one batch, in chunks of CHUNK_JOBS, of which at most some 2 * CHUNKS_AHEAD are held.
 
         The jobs start at once. The batch ends when the last of them has; then `webhook`, if
         given, is called once. Jobs that have not ended at `expires_at` end as expired, those that
         would spend more than `spend_cap`, in the currency of the configured prices, as over_budget.
-        `retry_of` names the batch whose rows these are, to be run anew. All jobs belong to one
-        workspace. Sending the same jobs again under the same `batch_id` enqueues only those that are
+        `retry_of` names the batch whose rows these are, to be run anew; `within` is as in `enqueue`. All jobs
+        belong to one workspace. Sending the same jobs again under the same `batch_id` enqueues only those that are
         missing. If `jobs` raises, the batch stays open: send it again under its id.
         """
         batch_id = _IDENTIFIER.validate_python(batch_id or f"batch_{uuid.uuid4().hex}")
@@ -128,7 +141,7 @@ class Producer:
         fields = _batch_fields(
             webhook=webhook, label=label, expires_at=expires_at, spend_cap=spend_cap, retry_of=retry_of
         )
-        entries = (batch_entry(item, batch_id=batch_id, row=row) for row, item in enumerate(jobs))
+        entries = (batch_entry(item, batch_id=batch_id, row=row, within=within) for row, item in enumerate(jobs))
         workspace: str | None = None
         rows = 0
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -61,19 +62,33 @@ def next_chunk(entries: Iterator[Entry]) -> list[Entry]:
     return chunk
 
 
-def batch_entry(item: InvokeJob | WrittenJob | RejectedRow | NumberedJob, *, batch_id: str, row: int) -> Entry:
-    """Return what is enqueued for a batch's row."""
+def batch_entry(
+    item: InvokeJob | WrittenJob | RejectedRow | NumberedJob,
+    *,
+    batch_id: str,
+    row: int,
+    within: Sequence[str] | None = None,
+) -> Entry:
+    """Return what is enqueued for a batch's row; `within` is as in JobRecord."""
     if isinstance(item, NumberedJob):
-        return batch_entry(item.job, batch_id=batch_id, row=item.row)
+        return batch_entry(item.job, batch_id=batch_id, row=item.row, within=within)
     if isinstance(item, WrittenJob):
         job_id = row_job_id(batch_id, row)
         # As a JobRecord would be written; ids need no escape.
-        record = b'{"id":"%b","job":%b,"batch_id":"%b","row":%d}' % (job_id.encode(), item.json, batch_id.encode(), row)
+        record = b'{"id":"%b","job":%b,"batch_id":"%b","row":%d' % (job_id.encode(), item.json, batch_id.encode(), row)
+        record += b"}" if within is None or item.thread_id is None else b',"within":%b}' % json.dumps(within).encode()
         return Entry(job_id, record, PRIORITY_MARKS["batch"], item.route, item.workspace, item.thread_id or "", row)
     rejection = item.rejection if isinstance(item, RejectedRow) else None
     job = item.job if isinstance(item, RejectedRow) else item
     job_id = job.id or row_job_id(batch_id, row)
-    return entry_of(JobRecord(id=job_id, job=job, batch_id=batch_id, row=row, rejection=rejection))
+    in_batch = {"batch_id": batch_id, "row": row, "rejection": rejection}
+    return entry_of(record_of(job, id=job_id, within=within).model_copy(update=in_batch))
+
+
+def record_of(job: InvokeJob, *, id: str, within: Sequence[str] | None) -> JobRecord:  # noqa: A002 - the field's name
+    """Return the record of a job of no batch; `within` says something only where the job goes on with a thread."""
+    bounded = within is not None and job.thread_id is not None
+    return JobRecord(id=id, job=job, within=tuple(within or ()) if bounded else None)
 
 
 def entry_of(record: JobRecord) -> Entry:

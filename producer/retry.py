@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -44,13 +44,15 @@ def retry(
     webhook: str | None = None,
     expires_at: datetime | None = None,
     spend_cap: Decimal | float | None = None,
+    within: Sequence[str] | None = None,
 ) -> Retried:
     """Enqueue the rows of a batch that did not succeed as another batch, each under its row number.
 
     A retry's id stands for the batch whose rows it ran. The webhook is that batch's unless one is given; an
     end by time, and a cap on what the retry spends, are its own. After an interruption the same call goes on,
     and enqueues nothing twice. InputError for a batch that is not known or has not ended, nor its last
-    retry, and for one with a spend cap if none is given: the retry would have none.
+    retry, and for one with a spend cap if none is given: the retry would have none. `within` is as in
+    Producer.enqueue.
     """
     root = _root(producer, records, batch_id)
     if root.spend_cap_nano is not None and spend_cap is None:
@@ -73,6 +75,7 @@ def retry(
         expires_at=expires_at,
         spend_cap=spend_cap,
         retry_of=root.batch_id,
+        within=within,
     )
     return Retried(root=root.batch_id, batch=batch, rows=rows.taken, left_out=rows.left_out)
 

@@ -167,7 +167,9 @@ class JobRecord(BaseModel):
     """What a producer writes to Redis for one job.
 
     `row` is the position in the batch, from 0. A record with a `rejection` ends as failed
-    without a provider call, so that a skipped row has its place in the results.
+    without a provider call, so that a skipped row has its place in the results. Where a key that
+    only some assistants are shared with enqueued it, `within` are these: it goes on with no
+    conversation of another.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -177,6 +179,7 @@ class JobRecord(BaseModel):
     batch_id: Identifier | None = None
     row: int | None = Field(default=None, ge=0)
     rejection: Rejection | None = None
+    within: tuple[Address, ...] | None = None
 
     @property
     def priority(self) -> Priority:

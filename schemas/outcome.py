@@ -45,6 +45,7 @@ class Code(StrEnum):
     STEP_LIMIT = "step_limit"
     TOOL_UNAVAILABLE = "tool_unavailable"
     TOOL_ANSWERS_MISSING = "tool_answers_missing"
+    THREAD_UNKNOWN = "thread_unknown"
     INTERNAL_ERROR = "internal_error"
     KILLED_WORKERS = "killed_workers"
     BATCH_BUDGET = "batch_budget"

@@ -10,6 +10,7 @@ assistants are shared with (`Caller.assistants`) is narrower, on every route of 
 - It sees a job of a shared assistant, and a batch whose jobs are all of such.
 - It sees a thread that jobs of shared assistants stand in, and no other's; one without jobs if a key began it whose
   assistants are all shared with it. It neither reads, changes, nor goes on with any other: 404.
+  What comes between that look and its job is seen where the job begins (JobRecord.within): `thread_unknown`.
 - It sees a file, an attachment and a batch of OpenAI's that a key made whose assistants are all shared with it: else
   404. A stored assistant's own attachments go with the assistant.
 - An assistant that it makes is shared with it.

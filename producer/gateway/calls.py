@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,7 @@ import redis.exceptions
 from fastapi import Request
 from redis.asyncio import Redis
 
-from producer.entries import entry_of
+from producer.entries import entry_of, record_of
 from producer.gateway.failures import failure, refusal
 from producer.gateway.obstacles import Obstacles
 from producer.gateway.problem import Kind, Problem
@@ -65,27 +65,30 @@ class Calls:
         self._timeout_s = timeout_s
         self._enqueue_script = connection.register_script(read_script("producer", "enqueue.lua"))
 
-    async def answer(self, job: InvokeJob, request: Request, *, findable: bool = False) -> JobResult:
+    async def answer(
+        self, job: InvokeJob, request: Request, *, findable: bool = False, within: Sequence[str] | None = None
+    ) -> JobResult:
         """Run the job and return its result; raises a Problem for one that did not succeed, or takes too long.
 
-        `request` is the caller's, whose body was read: who leaves before the end cancels the job.
+        `request` is the caller's, whose body was read: who leaves before the end cancels the job. `within` is
+        as in JobRecord.
 
         It is not waited for the disk: a caller who waits hears of a loss, and asks again.
         """
-        async with self._waiting(job, request, findable=findable) as waiting:
+        async with self._waiting(job, request, findable=findable, within=within) as waiting:
             result = await self._end_of(waiting)
         if not result.succeeded:
             raise failure(result)
         return result
 
     async def stream(
-        self, job: InvokeJob, request: Request, *, findable: bool = False
+        self, job: InvokeJob, request: Request, *, findable: bool = False, within: Sequence[str] | None = None
     ) -> AsyncGenerator[StreamPart | JobResult]:
         """Run the job and yield its parts as they come, and last its result; raises as Relay.parts does.
 
         `job.tell` must be `stream`. Who stops listening has to close the generator, which cancels the job too.
         """
-        async with self._waiting(job, request, findable=findable) as waiting:
+        async with self._waiting(job, request, findable=findable, within=within) as waiting:
             parts = Relay(self._redis, waiting.job_id, waiting.news, timeout_s=self._timeout_s).parts()
             async with aclosing(_unless(waiting.trouble, parts)) as told:
                 async for part in told:
@@ -96,9 +99,11 @@ class Calls:
         self._obstacles.stop(_shutdown)
 
     @asynccontextmanager
-    async def _waiting(self, job: InvokeJob, request: Request, *, findable: bool) -> AsyncIterator[_Waiting]:
+    async def _waiting(
+        self, job: InvokeJob, request: Request, *, findable: bool, within: Sequence[str] | None
+    ) -> AsyncIterator[_Waiting]:
         """Enqueue the job and watch over the wait for it; what leaves the block by an exception cancels the job."""
-        record = JobRecord(id=job.id or f"job_{uuid.uuid4().hex}", job=job)
+        record = record_of(job, id=job.id or f"job_{uuid.uuid4().hex}", within=within)
         async with self._switchboard.listening(names.done_channel(record.id)) as news:
             with (
                 self._obstacles.watched(record) as trouble,

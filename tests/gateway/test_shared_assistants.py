@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import httpx
 import pytest
 
-from tests.at_work import Scene
+from producer.written_job import WrittenJob
+from tests.at_work import Scene, Works
 from tests.gateway.own import problem
 from tests.loopback_provider import answers, hang_until
 from tests.openai_batches import create, ended, jsonl, request_line
@@ -160,6 +162,70 @@ def test_nobody_waits_behind_a_job_of_others_to_hear_what_it_says(
         assert problem(others.post("/v1/jobs", json={"assistant": "tests/others", **job})) == (404, "thread_unknown")
     finally:
         goes_on.set()
+
+
+def test_of_two_keys_that_begin_a_thread_in_the_same_moment_one_alone_gets_it(works: Works, scene: Scene) -> None:
+    scene.assistant()
+    address = f"{scene.workspace}/tests/others"
+    works.assistants.apply(scene.assistant().model_copy(update={"assistant": address}))
+    scene.plays(lambda _body, _n: answers("Secret."))
+    job = {"messages": SAID, "thread_id": "t"}
+    found: dict[str, httpx.Response] = {}
+
+    def begin(key: httpx.Client, assistant: str) -> None:
+        found[assistant] = key.post("/v1/jobs", json={"assistant": assistant, **job}, params={"wait_s": 30})
+
+    redis_url = works.settings["ASSISTQ_REDIS_URL"]
+    named = redis_url + ("&" if "?" in redis_url else "?") + "client_name=gateway"
+    with ServedGateway(works, ASSISTQ_REDIS_URL=named) as gateway, ExitStack() as stack:
+        keys = {
+            each: stack.enter_context(gateway.client(scene.workspace, assistants=[each]))
+            for each in (scene.address, address)
+        }
+        # Both look, and neither can enqueue before the other has looked.
+        works.redis.client_pause(60_000, all=False)
+        try:
+            threads = [threading.Thread(target=begin, args=(key, each)) for each, key in keys.items()]
+            for thread in threads:
+                thread.start()
+            until(lambda: _held_up(works) == 2, what="both are about to enqueue")
+        finally:
+            works.redis.client_unpause()
+        for thread in threads:
+            thread.join(60)
+        ends = {each: found[each].json() for each in keys}
+        assert sorted(end["status"] for end in ends.values()) == ["failed", "succeeded"], ends
+        (first,) = [each for each, end in ends.items() if end["status"] == "succeeded"]
+        (second,) = set(keys) - {first}
+        assert ends[second]["error"]["code"] == "thread_unknown"
+        assert len(scene.asked) == 1
+        # Whoever was first goes on, as if the other had never come.
+        assert keys[first].get("/v1/threads/t").status_code == 200
+        assert keys[second].get("/v1/threads/t").status_code == 404
+        begin(keys[first], first)
+        assert found[first].json()["status"] == "succeeded"
+
+
+def _held_up(works: Works) -> int:
+    """Return how many commands of the gateway Redis holds back."""
+    return sum(each["name"] == "gateway" and "b" in each["flags"] for each in works.redis.client_list())
+
+
+def test_rows_of_a_file_are_bound_to_the_keys_assistants_too(works: Works, scene: Scene) -> None:
+    scene.assistant()
+    scene.plays(lambda _body, _n: answers("Yes."))
+    scene.succeeds("Hi", thread_id="t")
+    row = WrittenJob(
+        json=scene.job("Hi", thread_id="t").model_dump_json(exclude_defaults=True).encode(),
+        workspace=scene.workspace,
+        route=scene.job().route,
+        thread_id="t",
+    )
+    ids = []
+    for within in ([f"{scene.workspace}/tests/others"], [scene.address]):
+        batch = works.producer.enqueue_many([row], within=within)
+        ids.append(f"{batch.id}.0")
+    assert [each.error_code for each in works.results(ids)] == ["thread_unknown", None]
 
 
 def test_a_job_that_failed_is_not_retried_in_a_thread_that_became_anothers(

@@ -66,6 +66,8 @@ def prepare(record: JobRecord, context: JobContext, *, default_model: str | None
     job = record.job
     if record.rejection is not None:
         return Failed(code=record.rejection.code, error=record.rejection.error)
+    if context.is_of_others:
+        return Failed(code=Code.THREAD_UNKNOWN, error=f"thread '{job.thread_id}' is not known")
     if context.assistant is None:
         return Failed(code=Code.ASSISTANT_UNKNOWN, error=_unknown_assistant(job))
     config = context.assistant.config

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from schemas.chat import Usage
-from schemas.outcome import Failed, Final, InvalidOutput, OverBudget, Status, Succeeded, status_of
+from schemas.outcome import Code, Failed, Final, InvalidOutput, OverBudget, Status, Succeeded, status_of
 from schemas.result import JobResult
 from worker.flow.moves import replies, turn
 from worker.flow.prepare import Prepared
@@ -73,9 +73,12 @@ def settlement_of(claimed: Claimed, result: JobResult, *, steps: tuple[AnyStep, 
 def _thread_id(claimed: Claimed, outcome: Final) -> str | None:
     """Return the thread of the job: a failed one makes none, but names the one that it was to continue.
 
-    Nothing is kept of a job that is not to be recorded, unless it names a thread.
+    Nothing is kept of a job that is not to be recorded, unless it names a thread. One that must not go on with the
+    thread does not stand in it either: those that may would see it no more.
     """
     job = claimed.record.job
+    if isinstance(outcome, Failed) and outcome.code is Code.THREAD_UNKNOWN:
+        return None
     if job.thread_id is not None:
         return job.thread_id
     begins_one = isinstance(outcome, Succeeded) and job.keep_thread and not job.do_not_record

@@ -35,13 +35,15 @@ class JobContext:
 
     `settled` is set when a job of this id ended before, whoever ran it. `history` are the
     turns of its thread, oldest first: the messages that one job left. `provider_refs` are
-    the names that hosted assistants gave the thread.
+    the names that hosted assistants gave the thread. With `is_of_others` the job must not go on with
+    its thread (JobRecord.within), and nothing of it is here.
     """
 
     settled: JobResult | None
     assistant: StoredAssistant | None
     history: tuple[tuple[Message, ...], ...] = ()
     provider_refs: Mapping[str, str] = field(default_factory=dict)
+    is_of_others: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -156,6 +156,8 @@ class SqlStore:
 
     def _context(self, session: Session, record: JobRecord, pointers: Mapping[_Pointer, int]) -> JobContext:
         thread_id = record.job.thread_id
+        if _is_of_others(session, record):
+            return JobContext(settled=None, assistant=None, is_of_others=True)
         thread = None if thread_id is None else session.get(Thread, (record.job.workspace, thread_id))
         thread = None if thread is None or thread.deleted_at is not None else thread
         return JobContext(
@@ -188,6 +190,18 @@ def _pointers(session: Session, jobs: Iterable[InvokeJob]) -> dict[_Pointer, int
     columns = col(AssistantEnvironment.address), col(AssistantEnvironment.environment)
     query = select(*columns, col(AssistantEnvironment.version)).where(tuple_(*columns).in_(wanted))
     return {(address, environment): version for address, environment, version in session.exec(query)}
+
+
+def _is_of_others(session: Session, record: JobRecord) -> bool:
+    """Return whether jobs of assistants outside of JobRecord.within stand in the job's thread.
+
+    The gateway has looked, but others may have come between its look and its enqueue. A thread's jobs run one after
+    the other, each once the end of the one before is in SQL: here all are seen.
+    """
+    if record.within is None or record.job.thread_id is None:
+        return False
+    query = select(Job.id).where(Job.workspace == record.job.workspace, Job.thread_id == record.job.thread_id)
+    return session.exec(query.where(col(Job.assistant).not_in(record.within)).limit(1)).first() is not None
 
 
 def _history(session: Session, thread: Thread) -> tuple[tuple[Message, ...], ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 
 from fastapi import Request
@@ -40,8 +40,8 @@ class Begun:
 class ChatCall:
     """A job, and how its caller wants to be answered.
 
-    `model` is what chunks name, before it is known which one answered. `beside` is `chat_chunks`' `extra`;
-    the others are as there.
+    `model` is what chunks name, before it is known which one answered. `beside` is `chat_chunks`' `extra`,
+    `within` as in JobRecord; the others are as in `chat_chunks`.
     """
 
     job: InvokeJob
@@ -52,6 +52,7 @@ class ChatCall:
     whole: bool = False
     callers_tools: frozenset[str] = frozenset()
     beside: Extra = field(default=lambda _: {})
+    within: Sequence[str] | None = None
 
 
 async def begun(request: Request, caller: Caller, key: str | None, *, operation: str, body: BaseModel | str) -> Begun:
@@ -74,12 +75,13 @@ async def answered(request: Request, call: ChatCall, run: Begun) -> Response:
     if earlier is not None and not earlier.succeeded:
         raise failure(earlier)
     if not call.stream:
-        result = earlier or await calls.answer(call.job, request, findable=run.findable)
+        result = earlier or await calls.answer(call.job, request, findable=run.findable, within=call.within)
         return JSONResponse(
             chat_completion(result, completion_id=completion_id, extra=call.beside(result)), headers=headers
         )
+    coming = calls.stream(call.job, request, findable=run.findable, within=call.within)
     chunks = chat_chunks(
-        calls.stream(call.job, request, findable=run.findable) if earlier is None else _ended(earlier),
+        coming if earlier is None else _ended(earlier),
         completion_id=completion_id,
         model=call.model,
         dialect=call.dialect,

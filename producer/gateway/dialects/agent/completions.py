@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
@@ -86,7 +87,7 @@ async def create_agent_chat_completion(
     run = await begun(request, caller, idempotency_key, operation=operation, body=body)
     session_id = await _session_id(parts, caller, body, run)
     call = _call(body, run, agent, session_id=session_id, model=agent.model(parts.settings))
-    return await answered(request, call, run)
+    return await answered(request, replace(call, within=caller.made_with), run)
 
 
 async def agent_of(parts: Parts, caller: Caller, agent_id: str) -> StoredAssistant:

@@ -194,6 +194,7 @@ async def _invoke(invocation: _Invocation, address: str, environment: str) -> Re
         stream=job.tell == "stream",
         whole=config.output is not None,
         callers_tools=callers_tools(*((config.tools if job.tools is None else job.tools) or ())),
+        within=caller.made_with,
     )
     try:
         response = await answered(request, call, run)

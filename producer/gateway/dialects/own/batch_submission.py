@@ -106,7 +106,7 @@ class BatchSubmission:
     def _enqueued(self, jobs: Iterable[Row], known: Identified | None, **terms: Any) -> BatchStatus:
         batch_id = f"batch_{uuid.uuid4().hex}" if known is None else known.batch_id
         try:
-            self._parts.producer.enqueue_many(jobs, batch_id=batch_id, **terms)
+            self._parts.producer.enqueue_many(jobs, batch_id=batch_id, within=self._caller.made_with, **terms)
         except ProducerError:
             # Another request with this key may have enqueued it, and it may have ended, meanwhile.
             made = self._made_before(known)

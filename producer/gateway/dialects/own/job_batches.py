@@ -218,7 +218,7 @@ def _retried(request: Request, status: BatchStatus, terms: BatchTerms, caller: C
     if caller.assistants is not None:
         refuse_threads_of_others(parts, caller, BatchRecords(parts).threads(status))
     try:
-        retried = retry(parts.producer, parts.records, status.batch_id, **terms.terms())
+        retried = retry(parts.producer, parts.records, status.batch_id, within=caller.made_with, **terms.terms())
     except InputError as exc:
         raise _not_retried(exc.what) from exc
     if retried.batch is None:

@@ -136,7 +136,7 @@ async def _enqueued(
     else:
         if known is not None:
             job = job.model_copy(update={"id": known.job_id})
-        handle = await parts.enqueued(parts.producer.enqueue, job)
+        handle = await parts.enqueued(parts.producer.enqueue, job, within=caller.made_with)
         job_id = handle.id
     found = await end_of(parts, job_id, caller, wait_s=wait_s or 0)
     response.headers["location"] = f"/v1/jobs/{job_id}"
