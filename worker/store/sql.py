@@ -26,6 +26,7 @@ from schemas.tables import (
     AssistantEnvironment,
     AssistantVersion,
     Batch,
+    Job,
     Thread,
     ThreadMessage,
     WebhookSubscription,
