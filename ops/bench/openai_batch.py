@@ -239,7 +239,8 @@ def _note_phases(bench: Bench, part: str, row: OpenAIBatch) -> None:
         ("cancel and finalize", row.cancelling_at, row.ended_at if row.cancelling_at else None),
     ]
     for phase, began, ended in times:
-        if began is not None and ended is not None:
+        # It may be cancelled while its rows are still being enqueued.
+        if began is not None and ended is not None and began < ended:
             bench.note(part, phase, _at(began), _at(ended))
 
 
