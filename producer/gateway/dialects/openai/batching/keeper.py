@@ -63,7 +63,7 @@ class BatchKeeper:
         # Not those of the routes: a large file takes minutes.
         self._threads = CapacityLimiter(AT_ONCE + 1)
         self._stopping = threading.Event()
-        self._working: set[asyncio.Task[None]] = set()
+        self._working: dict[str, asyncio.Task[None]] = {}
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -74,7 +74,7 @@ class BatchKeeper:
         finally:
             self._stopping.set()
             if self._working:
-                await asyncio.gather(*self._working)
+                await asyncio.gather(*self._working.values())
                 await tell_of_batch(self._redis, "")
 
     async def _look_on(self) -> None:
@@ -97,13 +97,9 @@ class BatchKeeper:
         if free <= 0:
             return
         for batch_id in await self._in_thread(lambda: self._store.due(datetime.now(UTC), limit=free)):
-            task = asyncio.create_task(self._work(batch_id))
-            self._working.add(task)
-            task.add_done_callback(self._has_worked)
-
-    def _has_worked(self, task: asyncio.Task[None]) -> None:
-        self._working.discard(task)
-        self._news.set()
+            # One that the look before found may not have been claimed yet.
+            if batch_id not in self._working:
+                self._working[batch_id] = asyncio.create_task(self._work(batch_id))
 
     def _until_next_s(self) -> float:
         now = datetime.now(UTC)
@@ -117,6 +113,9 @@ class BatchKeeper:
             _log.warning("batch_waits", batch_id=batch_id, error=str(exc))
         except Exception:  # noqa: BLE001 - others go on, and it is tried again
             _log.exception("batch_work_crashed", batch_id=batch_id)
+        finally:
+            del self._working[batch_id]
+            self._news.set()
 
     def _claim_and_work(self, batch_id: str) -> None:
         batch = self._store.claim(batch_id, now=datetime.now(UTC), lease=LEASE)
