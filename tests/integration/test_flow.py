@@ -56,6 +56,7 @@ from tests.loopback_provider import (
     hang_until,
     malformed_json,
     status,
+    streams,
 )
 from worker.clock import Clock
 from worker.events import (
@@ -594,6 +595,33 @@ class TestRefusedFields:
         assert ended(producer).succeeded
         assert ["stream_options" in request.body for request in loopback_provider.requests] == [True, False]
         assert ended(producer).attempts == 1
+
+    async def test_what_one_job_made_the_server_say_of_streams_changes_nothing_for_others(
+        self, worker: Worker, producer: Producer, loopback_provider: LoopbackProvider
+    ) -> None:
+        go = threading.Event()
+        refused = status(400, {"error": {"message": "Invalid schema for function 'stream'"}})
+
+        def script(body: object, n: int) -> Reply:
+            assert isinstance(body, dict)
+            if "BAD" in str(body["messages"]):
+                return refused if n == 1 else hang_until(go, then=refused)
+            return streams("posi", "tive") if body.get("stream") else answers("positive")
+
+        loopback_provider.script(script)
+        store_assistant(worker.engine, a_config(assistant=FREE))
+        producer.enqueue(a_job("bad", assistant=FREE, tell="stream", messages=(user("BAD"),)))
+        running = asyncio.create_task(worker.run())
+        await asyncio.to_thread(loopback_provider.wait_for_requests, 2)
+        producer.enqueue(a_job("meanwhile", assistant=FREE, tell="stream"))
+        await worker.run()
+        go.set()
+        await running
+        producer.enqueue(a_job("later", assistant=FREE, tell="stream"))
+        await worker.run()
+        assert ended(producer, "bad").status is Status.FAILED
+        asked = [request.body for request in loopback_provider.requests if "BAD" not in str(request.body)]
+        assert ["stream_options" in body for body in asked] == [True, True]
 
 
 class TestFaultsOfTheProvider:

@@ -30,6 +30,8 @@ from worker.queue.telling import telling
 from worker.spend.spending import Spending
 from worker.tools.base import ToolAnswer, Toolbox, Tools, ToolsUnavailable
 
+# Jobs whose runs here are remembered to have been refused a stream.
+_REFUSED_AT_MOST = 10_000
 _LET_OUT_TOO_EARLY = Snoozed(delay_s=0, code=Code.LIMITER_WAIT, reason="the job's lane is paused or has no room now")
 
 
@@ -82,8 +84,9 @@ class Conversation:
         self._max_attempts = max_attempts
         # Lanes whose provider refused its native structured output, as far as this process knows.
         self._instructed: set[Lane] = set()
-        # How to stream on lanes whose provider seems to have refused more, until an answer shows whether it did.
-        self._streams: dict[Lane, Streams] = {}
+        # How to stream jobs of which the provider seems to have refused more, until an answer shows whether it did.
+        # Of each for itself: a refusal may speak of streams because the job does, and says nothing of others then.
+        self._streams: dict[str, Streams] = {}
 
     async def run(self, claimed: Claimed, prepared: Prepared) -> Conversed:
         """Converse to the end, or to a wait; what stands in the journal is not bought or run again."""
@@ -179,7 +182,7 @@ class Conversation:
                 structured=structured,
                 step_id=f"{claimed.id}.{len(steps)}",
                 thread_ref=refs[-1] if refs else prepared.thread_ref,
-                streams=self._streams.get(lane, Streams.COUNTED),
+                streams=self._streams.get(claimed.id, Streams.COUNTED),
             )
             bought = await self._calls.make(
                 claimed,
@@ -192,17 +195,23 @@ class Conversation:
                 on_delta=on_delta,
             )
             if isinstance(bought, StreamRefused):
-                # Kept beyond this run: where turns are rare, the job waits for its next one in its line.
-                self._streams[lane] = bought.instead
+                self._ask_for_less(claimed, bought.instead)
                 continue
             if not isinstance(bought, StructuredOutputUnsupported):
-                if on_delta is not None and not isinstance(bought, Snoozed):
+                if not isinstance(bought, Snoozed):
                     # The provider knows by now what it can, or the refusal only quoted a prompt.
-                    self._streams.pop(lane, None)
+                    self._streams.pop(claimed.id, None)
                 return bought
             if request.response_schema is None or prepared.config.structured_output == "native":
                 return decide_error(bought, attempt=claimed.attempts + 1, max_attempts=self._max_attempts)
             self._instructed.add(lane)
+
+    def _ask_for_less(self, claimed: Claimed, streams: Streams) -> None:
+        # Kept beyond this run: where turns are rare, the job waits for its next one in its line.
+        self._streams[claimed.id] = streams
+        if len(self._streams) > _REFUSED_AT_MOST:
+            # It ran on elsewhere, perhaps.
+            del self._streams[next(iter(self._streams))]
 
     def _structured(self, prepared: Prepared, lane: Lane) -> StructuredOutput:
         wanted = prepared.config.structured_output
