@@ -173,3 +173,8 @@ def test_two_data_directories_have_two_sockets_with_short_paths(
 def test_a_data_directory_may_begin_at_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     assert read(monkeypatch, DATA_DIR="~/aq").data_dir == tmp_path / "aq"
+
+
+def test_who_operates_it_finds_each_setting_in_the_table() -> None:
+    operating = (Path(__file__).parents[2] / "ops" / "operating.md").read_text("utf-8")
+    assert {name for name in Settings.model_fields if f"`ASSISTQ_{name.upper()}`" not in operating} == set()
