@@ -19,7 +19,6 @@ from dataclasses import dataclass
 import dramatiq
 import httpx
 import structlog
-import uvloop
 from dramatiq import Broker, Middleware, Worker
 from dramatiq.asyncio import get_event_loop_thread
 from dramatiq.middleware import AsyncIO
@@ -136,7 +135,6 @@ class Runtime(Middleware):
     def after_process_boot(self, broker: Broker) -> None:  # noqa: ARG002 - Dramatiq's signature
         """Tie this process to Dramatiq's master."""
         die_with_parent()
-        asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
         heed_first_signal(self._shutdown.begin)
         _allow_open_files(2 * self._capacity + _SPARE_FILES)
 
