@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from dataclasses import dataclass, replace
 
@@ -127,16 +126,13 @@ class Calls:
             retrieved=reply.retrieved,
         )
         grant = replace(answer, late_s=answer.late_s + began_s - granted_s + reply.sent_after_s)
-        # Beside the journal, in one round trip with it: what the call used is used, whether or not the reply comes to
-        # stand there, and whoever the job belongs to by now. A worker that dies between the two leaves what it leaves
-        # where it dies before both: a call that is made again, or a reservation that expires.
-        settling = asyncio.create_task(self._limiter.settle(lane, grant, used_tokens=step.usage.total_tokens or tokens))
         try:
             # Before anything else: from here on the reply is ours, whatever becomes of this worker.
             called_off = await self._queue.append(claimed, step, index=index, account=quote.account)
             self._estimates.learn(key, expected, reply.usage)
         finally:
-            await settling
+            # What it used is used, whoever the job belongs to by now.
+            await self._limiter.settle(lane, grant, used_tokens=step.usage.total_tokens or tokens)
         if reply.told is not None:
             await self._limiter.believe(lane, reply.told)
         self._tell(claimed, lane, began_s, outcome="ok", status=200, usage=step.usage, cost_nano=step.cost_nano)
