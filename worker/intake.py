@@ -43,8 +43,7 @@ class BoundedBroker(RedisBroker):
         """Return a consumer of the queue; `timeout` in ms."""
         # It would sleep after each look in vain, deaf to the bell.
         consumer = super().consume(queue_name, prefetch, timeout=0)
-        has_room = self._has_room.get(queue_name, _always)
-        return _Bounded(consumer, has_room, self._bell(queue_name), prefetch=prefetch, idle_ms=timeout)
+        return _Bounded(consumer, self._has_room.get(queue_name, _always), self._bell(queue_name), idle_ms=timeout)
 
     def _bell(self, queue_name: str) -> Event:
         return self._bells.setdefault(queue_name, Event())
@@ -63,11 +62,8 @@ def _waits() -> Iterator[None]:
 
 
 class _Bounded(Consumer):
-    def __init__(self, consumer: Any, has_room: HasRoom, bell: Event, *, prefetch: int, idle_ms: int) -> None:
+    def __init__(self, consumer: Consumer, has_room: HasRoom, bell: Event, *, idle_ms: int) -> None:
         self._consumer = consumer
-        self._prefetch = prefetch
-        # Whether it has fetched as much as it may, and so looks no further until something is acknowledged.
-        self._is_full = False
         self._has_room = has_room
         self._bell = bell
         self._idle_ms = idle_ms
@@ -79,10 +75,8 @@ class _Bounded(Consumer):
             return None
         # Before the look, so that what is rung in the middle of it is heard.
         self._bell.clear()
-        # Before it too: who acknowledges from now on rings, who did before has made room for it.
-        self._is_full = self._consumer.outstanding_message_count >= self._prefetch
         with _waits():
-            message: MessageProxy | None = next(self._consumer)
+            message = next(self._consumer)
         if message is None:
             self._misses, pause_ms = compute_backoff(self._misses, max_backoff=self._idle_ms)
             self._bell.wait(pause_ms / 1000)
@@ -93,9 +87,8 @@ class _Bounded(Consumer):
     def ack(self, message: MessageProxy) -> None:
         with _waits():
             self._consumer.ack(message)
-        # Else there is nothing new to look for, and a look costs a thread's turn and a round trip.
-        if self._is_full:
-            self._bell.set()
+        # Who has fetched as much as it may looks no further until this.
+        self._bell.set()
 
     def nack(self, message: MessageProxy) -> None:
         with _waits():
