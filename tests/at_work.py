@@ -36,7 +36,7 @@ from tests.processes import until
 from tests.servers import OwnValkey
 
 ROOT = Path(__file__).parents[1]
-ENDS_WITHIN_S = 60.0
+ENDS_WITHIN_S = 120.0
 BOOTS_WITHIN_S = 60.0
 PROCESSES, THREADS = 4, 4
 # The workspace whose tools and webhooks may reach this machine.

@@ -69,9 +69,11 @@ def nobody_left(processes: Iterable[psutil.Process]) -> None:
 def stopped(pids: Iterable[int]) -> Iterator[None]:
     """SIGSTOP the processes meanwhile, each thread of them: on a busy machine one may run on for a moment."""
     pids = list(pids)
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
     try:
+        for pid in pids:
+            # A backend of PostgreSQL may have ended since it was listed.
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
         until(lambda: all(map(_stands_still, pids)), what=f"the processes {pids} stand still")
         yield
     finally:
@@ -81,5 +83,9 @@ def stopped(pids: Iterable[int]) -> Iterator[None]:
 
 
 def _stands_still(pid: int) -> bool:
-    process = psutil.Process(pid)
-    return all(psutil.Process(thread.id).status() == psutil.STATUS_STOPPED for thread in process.threads())
+    # One that ended in that moment is a zombie for as long as its parent stands still.
+    still = {psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE}
+    try:
+        return all(psutil.Process(thread.id).status() in still for thread in psutil.Process(pid).threads())
+    except psutil.NoSuchProcess:
+        return True
