@@ -14,9 +14,7 @@ from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
-import anyio
 import structlog
-from anyio import CapacityLimiter
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from sqlalchemy import Engine
@@ -29,6 +27,7 @@ from producer.gateway.dialects.openai.batching.intake import Intake
 from producer.gateway.dialects.openai.batching.lease import LEASE, Lease, LeaseLostError, StoppingError
 from producer.gateway.dialects.openai.batching.store import OpenAIBatches
 from producer.gateway.files import Files
+from producer.gateway.in_thread import InThreads
 from schemas import names
 from schemas.errors import AssistqError
 from schemas.tables import OpenAIBatch
@@ -61,7 +60,7 @@ class BatchKeeper:
         self._intake = Intake(engine, files, producer)
         self._finish = Finish(engine, files)
         # Not those of the routes: a large file takes minutes.
-        self._threads = CapacityLimiter(AT_ONCE + 1)
+        self._threads = InThreads(AT_ONCE + 1)
         self._stopping = threading.Event()
         self._working: dict[str, asyncio.Task[None]] = {}
 
@@ -76,6 +75,7 @@ class BatchKeeper:
             if self._working:
                 await asyncio.gather(*self._working.values())
                 await tell_of_batch(self._redis, "")
+            self._threads.close()
 
     async def _look_on(self) -> None:
         while True:
@@ -140,7 +140,8 @@ class BatchKeeper:
             self._finish.finish(batch, lease)
 
     async def _in_thread(self, function: Callable[[], Found]) -> Found:
-        return await anyio.to_thread.run_sync(function, limiter=self._threads)
+        # Who stops looks no more when this is left: the database may be closed then.
+        return await self._threads.to_its_end(function)
 
 
 async def tell_of_batch(redis: Redis, batch_id: str) -> None:
