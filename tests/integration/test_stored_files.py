@@ -206,6 +206,7 @@ def test_what_its_caller_left_keeps_its_place_until_it_ends() -> None:
         # Time in which neither may begin.
         await asyncio.wait({given_up, comes_next}, timeout=0.1)
         given_up.cancel()
+        await asyncio.wait({given_up})
         goes_on.set()
         await comes_next
         assert done == ["left", "next"]
